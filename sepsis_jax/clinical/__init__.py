@@ -1,0 +1,1 @@
+"""The clinical vocabulary: features, actions, SOFA, reward and guideline rules, as pure array functions."""

@@ -1,0 +1,1 @@
+"""What happens next to a patient: the `Dynamics` protocol, the mechanistic simulator and the learned world model."""
