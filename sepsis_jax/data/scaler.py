@@ -1,0 +1,98 @@
+"""`Scaler`: the only place that knows how clinical units become z-scores.
+
+Urine is log1p-transformed before scaling (as published); statistics come from the train split, from observed
+entries only, so that carried-forward values do not count twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sepsis_jax.clinical.features import NUM_FEATURES, PUBLISHED_MEAN, PUBLISHED_SD, URINE
+
+_MIN_SD = 1e-3  # a constant feature in a small cohort must not blow up its z-score
+
+
+@struct.dataclass
+class Scaler:
+    """Means and SDs in model units (clinical units, except log1p(mL / 4 h) for urine).
+
+    Attributes:
+      mean, sd: f32[F].
+      static_mean, static_sd: f32[3]; gender stays 0/1.
+    """
+
+    mean: Any
+    sd: Any
+    static_mean: Any
+    static_sd: Any
+
+    @classmethod
+    def fit(cls, obs: np.ndarray, observed: np.ndarray, static: np.ndarray) -> Scaler:
+        """Statistics of the train rows.
+
+        Args:
+          obs: f32[...,F] (clinical units).
+          observed: bool[...,F] which entries were measured; a feature never measured gets the published anchor.
+          static: f32[B,3].
+        """
+        values = np.asarray(obs, np.float64).reshape(-1, NUM_FEATURES).copy()
+        values[:, URINE] = np.log1p(values[:, URINE])
+        seen = np.asarray(observed).reshape(-1, NUM_FEATURES)
+        count = seen.sum(axis=0)
+        mean = np.where(seen, values, 0).sum(axis=0) / np.maximum(count, 1)
+        variance = np.where(seen, (values - mean) ** 2, 0).sum(axis=0) / np.maximum(count, 1)
+        mean = np.where(count > 0, mean, PUBLISHED_MEAN)
+        sd = np.where(count > 1, np.sqrt(variance), PUBLISHED_SD)
+        static_mean, static_sd = (
+            np.mean(static, axis=0, dtype=np.float64),
+            np.std(static, axis=0, dtype=np.float64),
+        )
+        static_mean[1], static_sd[1] = 0.0, 1.0
+        arrays = (mean, np.maximum(sd, _MIN_SD), static_mean, np.maximum(static_sd, _MIN_SD))
+        return cls(*(array.astype(np.float32) for array in arrays))
+
+    @property
+    def fill(self) -> np.ndarray:
+        """f32[F] (clinical units): stands in before a feature's first value."""
+        fill = np.array(self.mean)
+        fill[URINE] = np.expm1(fill[URINE])
+        return fill
+
+    def normalize(self, obs: Any) -> Any:
+        """f32[...,F] clinical units -> z-scores."""
+        obs = obs.at[..., URINE].set(jnp.log1p(obs[..., URINE])) if hasattr(obs, "at") else _log_urine(obs)
+        return (obs - _align(self.mean, obs)) / _align(self.sd, obs)
+
+    def denormalize(self, z: Any) -> Any:
+        """f32[...,F] z-scores -> clinical units."""
+        values = jnp.asarray(z) * _align(self.sd, z) + _align(self.mean, z)
+        return values.at[..., URINE].set(jnp.expm1(values[..., URINE]))
+
+    def normalize_static(self, static: Any) -> Any:
+        """f32[...,3] -> age and Charlson as z-scores, gender unchanged."""
+        return (static - _align(self.static_mean, static)) / _align(self.static_sd, static)
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Plain lists for a manifest."""
+        return {name: np.asarray(value, np.float64).tolist() for name, value in self.__dict__.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, list[float]]) -> Scaler:
+        """Inverse of `to_dict`, exact in float32."""
+        return cls(**{name: np.asarray(value, np.float32) for name, value in values.items()})
+
+
+def _log_urine(obs: Any) -> np.ndarray:
+    obs = np.array(obs, np.float32)
+    obs[..., URINE] = np.log1p(obs[..., URINE])
+    return obs
+
+
+def _align(row: Any, like: Any) -> Any:
+    """Rank promotion is an error in this project: give the row the rank of what it meets."""
+    return jnp.reshape(row, (1,) * (jnp.ndim(like) - 1) + (-1,))
