@@ -92,9 +92,7 @@ def fit_bins(vaso_dose: np.ndarray, fluid_ml: np.ndarray) -> ActionBins:
     A drug that was never given falls back to `AI_CLINICIAN_BINS`, so that every level keeps a dose.
     """
     vaso_edges, vaso_doses = _quartiles(vaso_dose, AI_CLINICIAN_BINS.vaso_edges, AI_CLINICIAN_BINS.vaso_dose)
-    fluid_edges, fluid_doses = _quartiles(
-        fluid_ml, AI_CLINICIAN_BINS.fluid_edges, AI_CLINICIAN_BINS.fluid_dose
-    )
+    fluid_edges, fluid_doses = _quartiles(fluid_ml, AI_CLINICIAN_BINS.fluid_edges, AI_CLINICIAN_BINS.fluid_dose)
     return ActionBins(vaso_edges, fluid_edges, vaso_doses, fluid_doses)
 
 
@@ -106,8 +104,5 @@ def _quartiles(
         return default_edges, default_doses
     edges = np.quantile(given, [0.25, 0.5, 0.75], method="inverted_cdf")
     level = np.searchsorted(edges, given, side="left")
-    medians = [
-        float(np.median(given[level == k])) if (level == k).any() else float(edges[min(k, 2)])
-        for k in range(4)
-    ]
+    medians = [float(np.median(given[level == k])) if (level == k).any() else float(edges[min(k, 2)]) for k in range(4)]
     return tuple(float(e) for e in edges), (0.0, *medians)
