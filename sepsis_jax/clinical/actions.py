@@ -30,13 +30,13 @@ def decode(action_id: Any) -> Any:
 
 
 def to_fluid_major(action_id: Any) -> Any:
-    """Our action id -> 5 * fluid + vasopressor, the numbering of the AI-Clinician lineage. int[...] -> int32[...]."""
+    """Our action id -> 5 * fluid + vasopressor, as the AI-Clinician lineage numbers. int[...] -> int32[...]."""
     action_id = jnp.asarray(action_id, jnp.int32)
     return (action_id % LEVELS) * LEVELS + action_id // LEVELS
 
 
 def from_fluid_major(action_id: Any) -> Any:
-    """5 * fluid + vasopressor -> our action id. The transposition is its own inverse. int[...] -> int32[...]."""
+    """5 * fluid + vasopressor -> our action id; the transposition inverts itself. int[...] -> int32[...]."""
     return to_fluid_major(action_id)
 
 
@@ -47,7 +47,7 @@ def one_hot(action: Any) -> Any:
 
 
 class ActionBins(NamedTuple):
-    """Doses behind the levels. Level 0 is a dose of exactly 0; levels 1-4 are quartiles of the non-zero doses.
+    """Doses behind the levels. Level 0 is a dose of exactly 0, levels 1-4 quartiles of the non-zero doses.
 
     Attributes:
       vaso_edges: 3 inner quartile edges (mcg/kg/min norepinephrine equivalents).

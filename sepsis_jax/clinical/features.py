@@ -1,8 +1,8 @@
 """The 39 dynamic features and the three statics: names, units, plausible ranges and published anchors.
 
 Order and names are those of the published system (arXiv 2605.14723). Its rounded means, standard deviations
-and 1-99 % ranges over the MIMIC-IV sepsis cohort are kept as cited facts; its `base_excess` row is an artefact of
-values at or below 0 that were lost, so it is a record of what was published and never a target.
+and 1-99 % ranges over the MIMIC-IV sepsis cohort are kept as cited facts; its `base_excess` row is an
+artefact of values at or below 0 that were lost, so it is a record of what was published and never a target.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """The SOFA score (Vincent et al. 1996, Intensive Care Med 22:707) in two named versions.
 
 `proper` follows the thresholds of MIT-LCP/mimic-code with two stated differences. All vasopressors count
-through one norepinephrine-equivalent dose: above 0.1 mcg/kg/min scores 4, any dose 3. Dopamine enters by its
-equivalent (15 mcg/kg/min is 0.15), dobutamine not at all, so the 2 points of the original for low-dose dopamine
-or any dobutamine are never given. The verbal GCS of an intubated patient is charted at its lowest; we score
-what is charted, where mimic-code assumes a total of 15.
+through one norepinephrine-equivalent dose: above 0.1 mcg/kg/min scores 4, any dose 3. Dopamine enters by
+its equivalent (15 mcg/kg/min is 0.15), dobutamine not at all, so the 2 points of the original for low-dose
+dopamine or any dobutamine are never given. The verbal GCS of an intubated patient is charted at its lowest;
+we score what is charted, where mimic-code assumes a total of 15.
 
-`published` is the score of the published system (arXiv 2605.14723): the cardiovascular part is 1[MAP < 70] plus
-the vasopressor level (so up to 5, and giving a vasopressor is itself punished), and the urine of an incomplete
-day is compared with the thresholds of a whole day. How it treats PaO2/FiO2 below 200 without ventilation is not
-released; here it counts.
+`published` is the score of the published system (arXiv 2605.14723): the cardiovascular part is 1[MAP < 70]
+plus the vasopressor level (so up to 5, and giving a vasopressor is itself punished), and the urine of an
+incomplete day is compared with the thresholds of a whole day. How it treats PaO2/FiO2 below 200 without
+ventilation is not released; here it counts.
 
 Values are those of the current 4-h step (urine: 24 h). Unknown values (NaN) score 0. Levels become doses
 through `clinical.actions.ActionBins.doses`.

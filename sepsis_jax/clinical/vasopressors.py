@@ -1,8 +1,8 @@
 """What one dose or one millilitre counts for: norepinephrine equivalents and tonicity equivalents, as data.
 
 The two published tables of norepinephrine equivalents differ by a factor of 4.5 for phenylephrine and of 2
-for vasopressin, so a dose threshold (0.65 mcg/kg/min, say) only means something together with the table's name.
-Dobutamine and milrinone are inotropes: neither table counts them.
+for vasopressin, so a dose threshold (0.65 mcg/kg/min, say) only means something together with the table's
+name. Dobutamine and milrinone are inotropes: neither table counts them.
 """
 
 from __future__ import annotations
