@@ -16,7 +16,7 @@ console = Console(highlight=False)
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a script's `main(argv)`: bad input ends in one line on stderr and exit code 2, Ctrl-C in exit code 130."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "sepsis_jax" / "xla"))
     try:
         main(sys.argv[1:])

@@ -6,7 +6,7 @@ common random numbers: randomness comes from the key alone, and the key never de
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +99,19 @@ def trajectory_key(seed: jax.Array, stay_id: Any, start_step: Any, sample: Any) 
     key = jax.random.fold_in(seed, stay_id)
     key = jax.random.fold_in(key, start_step)
     return jax.random.fold_in(key, sample)
+
+
+class StepKeys(NamedTuple):
+    """Independent streams of one step: the model's noise, the exit's uniforms, the policy's draw."""
+
+    noise: jax.Array
+    exit: jax.Array
+    action: jax.Array
+
+
+def step_keys(key: jax.Array, step: Any) -> StepKeys:
+    """Keys of step i32[] of the trajectory with this key."""
+    return StepKeys(*jax.random.split(jax.random.fold_in(key, step), 3))
 
 
 def sample_exit(exit_hazard: jax.Array, key: jax.Array) -> jax.Array:

@@ -1,0 +1,1 @@
+"""Batched simulation of treatments with any `Dynamics`."""
