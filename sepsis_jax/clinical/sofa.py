@@ -7,9 +7,8 @@ dopamine or any dobutamine are never given. The verbal GCS of an intubated patie
 we score what is charted, where mimic-code assumes a total of 15.
 
 `published` is the score of the published system (arXiv 2605.14723): the cardiovascular part is 1[MAP < 70]
-plus the vasopressor level (so up to 5, and giving a vasopressor is itself punished), and the urine of an
-incomplete day is compared with the thresholds of a whole day. How it treats PaO2/FiO2 below 200 without
-ventilation is not released; here it counts.
+plus the vasopressor level, at most 4, so that giving a vasopressor is itself punished, and the urine of an
+incomplete day is compared with the thresholds of a whole day.
 
 Values are those of the current 4-h step (urine: 24 h). Unknown values (NaN) score 0. Levels become doses
 through `clinical.actions.ActionBins.doses`.
@@ -54,13 +53,11 @@ def components(
     Returns:
       f32[...,6] points 0-4 in the order of `COMPONENTS`.
     """
-    pressor = jnp.asarray(norepinephrine_equivalent)
-    hypotension = _below(meanbp, (70,))
     parts = (
-        _below(pf_ratio, (400, 300)) + jnp.asarray(ventilated, jnp.float32) * _below(pf_ratio, (200, 100)),
+        _respiratory(pf_ratio, ventilated),
         _coagulation(platelet),
         _liver(bilirubin_total),
-        jnp.where(pressor > 0.1, 4.0, jnp.where(pressor > 0, 3.0, hypotension)),
+        _cardiovascular(meanbp, norepinephrine_equivalent),
         _nervous(gcs),
         _renal(creatinine, urine_24h),
     )
@@ -92,24 +89,30 @@ def proper(
     ).sum(-1)
 
 
-def published(obs: ArrayLike, vasopressor_level: ArrayLike, urine_24h: ArrayLike) -> jax.Array:
-    """SOFA of the published system, f32[...] in 0-25.
+def published(
+    obs: ArrayLike, vasopressor_level: ArrayLike, urine_24h: ArrayLike, ventilated: ArrayLike = False
+) -> jax.Array:
+    """SOFA of the published system, f32[...] in 0-24.
 
     Args:
-      obs: f32[...,39] (clinical units).
+      obs: f32[...,39] (clinical units); FiO2 below 21 % counts as 21 %.
       vasopressor_level: int[...] 0-4.
       urine_24h: f32[...] (mL); the published score takes the sum so far (`urine_so_far`), complete or not.
+      ventilated: bool[...]; without it the respiratory part ends at 2, so leave it out only where unknown.
     """
     obs = jnp.asarray(obs)
-    return (
-        _below(_pf_ratio(obs), (400, 300, 200, 100))
-        + _coagulation(obs[..., INDEX["platelet"]])
-        + _liver(obs[..., INDEX["bilirubin_total"]])
-        + _below(obs[..., INDEX["meanbp"]], (70,))
-        + jnp.asarray(vasopressor_level, jnp.float32)
-        + _nervous(_gcs(obs))
-        + _renal(obs[..., INDEX["creatinine"]], urine_24h)
+    hypotension, level = jnp.broadcast_arrays(
+        _below(obs[..., INDEX["meanbp"]], (70,)), jnp.asarray(vasopressor_level, jnp.float32)
     )
+    parts = (
+        _respiratory(_pf_ratio(obs, lowest_fio2=21.0), ventilated),
+        _coagulation(obs[..., INDEX["platelet"]]),
+        _liver(obs[..., INDEX["bilirubin_total"]]),
+        jnp.minimum(4.0, hypotension + level),
+        _nervous(_gcs(obs)),
+        _renal(obs[..., INDEX["creatinine"]], urine_24h),
+    )
+    return jnp.stack(jnp.broadcast_arrays(*parts)).sum(0)
 
 
 def urine_24h(urine_4h: ArrayLike) -> jax.Array:
@@ -140,12 +143,24 @@ def _at_least(value: ArrayLike, thresholds: Sequence[float]) -> jax.Array:
     return sum((jnp.asarray(value) >= t).astype(jnp.float32) for t in thresholds)  # type: ignore[return-value]
 
 
+def _respiratory(pf_ratio: ArrayLike, ventilated: ArrayLike) -> jax.Array:
+    mild, severe, ventilated = jnp.broadcast_arrays(
+        _below(pf_ratio, (400, 300)), _below(pf_ratio, (200, 100)), jnp.asarray(ventilated)
+    )
+    return mild + jnp.where(ventilated, severe, 0.0)
+
+
 def _coagulation(platelet: ArrayLike) -> jax.Array:
     return _below(platelet, (150, 100, 50, 20))
 
 
 def _liver(bilirubin_total: ArrayLike) -> jax.Array:
     return _at_least(bilirubin_total, (1.2, 2, 6, 12))
+
+
+def _cardiovascular(meanbp: ArrayLike, norepinephrine_equivalent: ArrayLike) -> jax.Array:
+    dose, hypotension = jnp.broadcast_arrays(jnp.asarray(norepinephrine_equivalent), _below(meanbp, (70,)))
+    return jnp.where(dose > 0.1, 4.0, jnp.where(dose > 0, 3.0, hypotension))
 
 
 def _nervous(gcs: ArrayLike) -> jax.Array:
@@ -157,8 +172,8 @@ def _renal(creatinine: ArrayLike, urine_24h: ArrayLike) -> jax.Array:
     return jnp.maximum(*jnp.broadcast_arrays(_at_least(creatinine, (1.2, 2, 3.5, 5)), oliguria))
 
 
-def _pf_ratio(obs: jax.Array) -> jax.Array:
-    return obs[..., INDEX["pao2"]] * 100.0 / obs[..., INDEX["fio2"]]
+def _pf_ratio(obs: jax.Array, lowest_fio2: float = 0.0) -> jax.Array:
+    return obs[..., INDEX["pao2"]] * 100.0 / jnp.maximum(obs[..., INDEX["fio2"]], lowest_fio2)
 
 
 def _gcs(obs: jax.Array) -> jax.Array:
