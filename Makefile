@@ -1,0 +1,57 @@
+# Everything runs in one virtual environment that the first target builds; python3, make and git are all it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+.PHONY: help demo mimic-demo test test-slow test-all lint types lock clean
+
+help:
+	@echo "make demo      set up, then the whole way on the embedded cohort: data, world model, agent, evaluation"
+	@echo "make test      set up, then the fast tests"
+	@echo "make test-slow the slow tests        make test-all  every test"
+	@echo "make lint      ruff                  make types     mypy"
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))" || \
+		{ echo "error: $(PYTHON): expected Python 3.11 to 3.13, found $$($(PYTHON) -V); set PYTHON=..."; exit 2; }
+	@echo "Setting up $(VENV) (about two minutes, once)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -r requirements.txt
+	$(BIN)/pip install -q --no-deps -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/pip install -q -r requirements-dev.txt
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python prepare_data.py --config configs/demo.yaml
+	$(BIN)/python train_wm.py --config configs/demo.yaml
+	$(BIN)/python agent_loop.py --config configs/demo.yaml
+	$(BIN)/python evaluate.py --config configs/demo.yaml
+
+test: $(VENV)/.installed-dev
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/.installed-dev
+	$(PYTEST)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+# Needs uv. One lock for Python 3.11 to 3.13; environment markers choose.
+lock:
+	uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate pyproject.toml -o requirements.txt
+	uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --extra dev pyproject.toml -o requirements-dev.txt
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,145 @@
+"""An estimate of what clinicians do in a state: a small network over the current observation.
+
+It continues simulated trajectories after the planned steps and says how often clinicians chose an action in states
+like this one (support). Calibrated, cross-fitted estimates for off-policy evaluation build on the same interface.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from sepsis_jax.clinical import actions
+from sepsis_jax.clinical.features import NUM_FEATURES, NUM_MASKED
+from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.data.scaler import Scaler
+from sepsis_jax.dynamics.protocol import History
+
+_INPUTS = NUM_FEATURES + NUM_MASKED + 3 + 2 * actions.LEVELS + 1
+_STEPS_PER_DAY = 6.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ClinicianSettings:
+    """How the estimate is fitted.
+
+    Attributes:
+      hidden: width of the two hidden layers.
+      updates: gradient steps. batch_size: decisions in each.
+      learning_rate, weight_decay: of AdamW.
+      smoothing: share of the uniform distribution mixed into the probabilities, so that none is 0.
+    """
+
+    hidden: int = 64
+    updates: int = 600
+    batch_size: int = 512
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    smoothing: float = 0.02
+
+
+class _Network(nnx.Module):
+    def __init__(self, hidden: int, rngs: nnx.Rngs) -> None:
+        self.first = nnx.Linear(_INPUTS, hidden, rngs=rngs)
+        self.second = nnx.Linear(hidden, hidden, rngs=rngs)
+        self.out = nnx.Linear(hidden, actions.NUM_ACTIONS, rngs=rngs)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return self.out(nnx.relu(self.second(nnx.relu(self.first(inputs)))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Clinician:
+    """`Policy`: probabilities of the 25 actions given obs, mask, statics, previous action and time in the ICU.
+
+    `params` is what `fit` returns; the carry is (z-scored statics f32[3], step i32[]).
+    """
+
+    settings: ClinicianSettings = ClinicianSettings()
+
+    def init(self, params: Any, history: History) -> Any:
+        """See `Policy.init`."""
+        return params["scaler"].normalize_static(history.static), history.length - 1
+
+    def probs(
+        self, params: Any, carry: Any, obs: jax.Array, mask: jax.Array, prev_action: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """See `Policy.probs`."""
+        static, step = carry
+        inputs = _inputs(params["scaler"], obs, mask, static, prev_action, step)
+        logits = nnx.merge(_graph(self.settings.hidden), params["network"])(inputs)
+        uniform = self.settings.smoothing / actions.NUM_ACTIONS
+        return (1 - self.settings.smoothing) * jax.nn.softmax(logits) + uniform, (static, step + 1)
+
+
+def fit(settings: ClinicianSettings, episodes: Episodes, scaler: Scaler, key: jax.Array) -> Any:
+    """Fit on all decisions of `episodes` (pass the train split). Consumes `key`; returns params of `Clinician`."""
+    valid = episodes.valid
+    previous = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)
+    step = np.broadcast_to(np.arange(episodes.num_steps), valid.shape)
+    static = np.broadcast_to(scaler.normalize_static(episodes.static)[:, None], (*valid.shape, 3))
+    inputs = _inputs(scaler, *(jnp.asarray(x[valid]) for x in (episodes.obs, episodes.mask, static, previous, step)))
+    targets = actions.encode(episodes.action[valid])
+    return {"network": _train(settings, inputs, targets, key), "scaler": jax.tree.map(jnp.asarray, scaler)}
+
+
+def fitted_probs(clinician: Clinician, params: Any, episodes: Episodes) -> np.ndarray:
+    """Estimated probabilities f32[B,T,25] at every recorded decision (uniform at padding)."""
+    previous = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)
+    step = np.broadcast_to(np.arange(episodes.num_steps), episodes.valid.shape)
+    static = np.broadcast_to(episodes.static[:, None], (*step.shape, 3))
+
+    @jax.jit
+    @jax.vmap
+    @jax.vmap
+    def at(obs: jax.Array, mask: jax.Array, static: jax.Array, action: jax.Array, step: jax.Array) -> jax.Array:
+        carry = (params["scaler"].normalize_static(static), step)
+        return clinician.probs(params, carry, obs, mask, action)[0]
+
+    probs = np.asarray(at(episodes.obs, episodes.mask, static, previous, step))
+    return np.where(episodes.valid[..., None], probs, np.float32(1 / actions.NUM_ACTIONS))
+
+
+def _inputs(scaler: Scaler, obs: Any, mask: Any, static: Any, prev_action: Any, step: Any) -> jax.Array:
+    """f32[...,_INPUTS]; `static` is already scaled."""
+    parts = [
+        scaler.normalize(jnp.asarray(obs)),
+        mask.astype(jnp.float32),
+        jnp.asarray(static),
+        actions.one_hot(prev_action),
+        (jnp.asarray(step, jnp.float32) / _STEPS_PER_DAY)[..., None],
+    ]
+    return jnp.concatenate(parts, axis=-1)
+
+
+def _graph(hidden: int) -> Any:
+    return nnx.graphdef(nnx.eval_shape(lambda: _Network(hidden, nnx.Rngs(0))))
+
+
+@partial(jax.jit, static_argnums=0)
+def _train(settings: ClinicianSettings, inputs: jax.Array, targets: jax.Array, key: jax.Array) -> Any:
+    init_key, key = jax.random.split(key)
+    graph, network = nnx.split(_Network(settings.hidden, nnx.Rngs(init_key)))
+    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.updates)
+    optimizer = optax.adamw(schedule, weight_decay=settings.weight_decay)
+
+    def loss(network: Any, rows: jax.Array) -> jax.Array:
+        logits = nnx.merge(graph, network)(inputs[rows])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets[rows]).mean()
+
+    def update(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], None]:
+        network, state = carry
+        rows = jax.random.randint(key, (settings.batch_size,), 0, targets.shape[0])
+        updates, state = optimizer.update(jax.grad(loss)(network, rows), state, network)
+        return (optax.apply_updates(network, updates), state), None
+
+    keys = jax.random.split(key, settings.updates)
+    (network, _), _ = jax.lax.scan(update, (network, optimizer.init(network)), keys)
+    return network

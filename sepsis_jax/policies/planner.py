@@ -1,0 +1,106 @@
+"""A planner: simulate all 25 actions from one state, go on as clinicians do, choose by expected return.
+
+Candidates share their random numbers, so they differ by their effect. The guideline shield leaves out actions that
+would break G1 or G2 (`clinical.guidelines`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sepsis_jax.clinical import guidelines
+from sepsis_jax.clinical.actions import ALL_ACTIONS
+from sepsis_jax.clinical.features import INDEX
+from sepsis_jax.dynamics.protocol import History
+from sepsis_jax.simulation.rollout import World, simulate
+from sepsis_jax.simulation.statistics import Summary, summarize
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannerSettings:
+    """How the planner looks ahead.
+
+    Attributes:
+      samples: S, simulated futures a candidate.
+      horizon: H, 4-h steps; the candidate's levels are given for the first, the clinician estimate goes on.
+      shield: choose only among actions that keep the guideline rules.
+      batch_size: patients simulated at once; bounds the memory.
+    """
+
+    samples: int = 256
+    horizon: int = 6
+    shield: bool = True
+    batch_size: int = 8
+
+
+@struct.dataclass
+class Recommendation:
+    """What the planner found for B patients.
+
+    Attributes:
+      action: int8[B,2] the choice.
+      summary: Summary with leading [B,25] in the order of `ALL_ACTIONS`.
+      allowed: bool[B,25] actions that keep the guideline rules.
+    """
+
+    action: Any
+    summary: Summary
+    allowed: Any
+
+
+def recommend(
+    world: World,
+    params: Any,
+    policy_params: Any,
+    histories: History,
+    seed: jax.Array,
+    settings: PlannerSettings,
+) -> Recommendation:
+    """Recommend an action for each of B histories. Deterministic given `seed` (key), whatever the batch."""
+    batch = histories.length.shape[0]
+    plans = jnp.broadcast_to(jnp.asarray(ALL_ACTIONS)[None, :, None], (batch, len(ALL_ACTIONS), 1, 2))
+    summary = simulate(
+        world,
+        params,
+        policy_params,
+        histories,
+        plans,
+        seed,
+        record=summarize,
+        samples=settings.samples,
+        horizon=settings.horizon,
+        batch_size=settings.batch_size,
+    )
+    allowed = keeps_guideline(histories)
+    choice = best(np.asarray(summary.value), allowed, shield=settings.shield)
+    return Recommendation(ALL_ACTIONS[choice], summary, allowed)
+
+
+def best(value: np.ndarray, allowed: np.ndarray, *, shield: bool) -> np.ndarray:
+    """int[...]: index of the highest value f[...,K], among the allowed bool[...,K] where the shield is on."""
+    return np.argmax(np.where(allowed | (not shield), value, -np.inf), axis=-1)
+
+
+def keeps_guideline(histories: History) -> np.ndarray:
+    """bool[B,25]: which actions break neither G1 nor G2 at the decision of each history."""
+    last = np.asarray(histories.length) - 1
+    rows, shape = np.arange(last.size), (last.size, len(ALL_ACTIONS))
+    obs = np.asarray(histories.obs)[rows, last][:, None]
+    given = np.asarray(histories.action)[rows, np.maximum(last - 1, 0)]
+    previous = np.where(last[:, None] > 0, given, histories.prior_action)[:, :1]
+    steps = guidelines.Steps(
+        meanbp=np.broadcast_to(obs[..., INDEX["meanbp"]], shape),
+        lactate=np.broadcast_to(obs[..., INDEX["lactate"]], shape),
+        action=np.broadcast_to(ALL_ACTIONS, (*shape, 2)),
+        previous_vasopressor=np.broadcast_to(previous, shape),
+        vaso_dose=np.zeros(shape),  # G1 and G2 look at levels alone
+        fluid_ml=np.zeros(shape),
+        valid=np.ones(shape, bool),
+    )
+    return ~np.asarray(guidelines.check(steps)["guideline"].violated)

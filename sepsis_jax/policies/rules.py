@@ -1,0 +1,65 @@
+"""Simple rules that a planner must beat: treat nobody, and follow the guideline from the monitor."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sepsis_jax.clinical import actions
+from sepsis_jax.clinical.features import INDEX
+from sepsis_jax.dynamics.protocol import History
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """`Policy`: always the same levels, e.g. (0, 0) for no treatment."""
+
+    vasopressor: int = 0
+    fluid: int = 0
+
+    def init(self, params: Any, history: History) -> Any:
+        """See `Policy.init`."""
+        return None
+
+    def probs(
+        self, params: Any, carry: Any, obs: jax.Array, mask: jax.Array, prev_action: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """See `Policy.probs`."""
+        action = actions.encode(jnp.array([self.vasopressor, self.fluid]))
+        return jax.nn.one_hot(action, actions.NUM_ACTIONS), carry
+
+
+@dataclasses.dataclass(frozen=True)
+class Guideline:
+    """`Policy`: the Surviving Sepsis Campaign 2021 (Evans et al.) read as one rule for each drug.
+
+    Vasopressor: one level up while MAP is below `map_target`, one level down above `map_wean`, else unchanged.
+    Fluids: level `fluid_hypoperfused` while lactate is above `lactate_target` or MAP below `map_target`, else level 1.
+
+    Attributes:
+      map_target, map_wean: mmHg. lactate_target: mmol/L.
+      fluid_hypoperfused: fluid level.
+    """
+
+    map_target: float = 65.0
+    map_wean: float = 75.0
+    lactate_target: float = 2.0
+    fluid_hypoperfused: int = 3
+
+    def init(self, params: Any, history: History) -> Any:
+        """See `Policy.init`."""
+        return None
+
+    def probs(
+        self, params: Any, carry: Any, obs: jax.Array, mask: jax.Array, prev_action: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """See `Policy.probs`."""
+        meanbp, lactate = obs[INDEX["meanbp"]], obs[INDEX["lactate"]]
+        change = jnp.where(meanbp < self.map_target, 1, jnp.where(meanbp > self.map_wean, -1, 0))
+        vasopressor = jnp.clip(prev_action[0].astype(jnp.int32) + change, 0, actions.LEVELS - 1)
+        hypoperfused = (meanbp < self.map_target) | (lactate > self.lactate_target)
+        fluid = jnp.where(hypoperfused, self.fluid_hypoperfused, 1)
+        return jax.nn.one_hot(vasopressor * actions.LEVELS + fluid, actions.NUM_ACTIONS), carry
