@@ -1,0 +1,106 @@
+"""`PatientDynamics`: the simulator behind the `Dynamics` protocol, with its own ground truth to restore from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ActionBins
+from sepsis_jax.dynamics.patient import observation, physiology
+from sepsis_jax.dynamics.patient.parameters import Knobs, Patient, draw_patient
+from sepsis_jax.dynamics.patient.physiology import STEP_H, Latent
+from sepsis_jax.dynamics.patient.truth import Truth
+from sepsis_jax.dynamics.protocol import History, Step
+from sepsis_jax.errors import InputError
+
+
+@struct.dataclass
+class PatientState:
+    """One simulated patient at a decision.
+
+    Attributes:
+      patient: constants. latent: what moves.
+      obs: f32[39] (clinical units) the record's last row. since: f32[5] steps since each panel was measured.
+      hours: f32[] since admission.
+    """
+
+    patient: Patient
+    latent: Latent
+    obs: Any
+    since: Any
+    hours: Any
+
+
+@struct.dataclass
+class Params:
+    """Attributes: knobs of the world; truth of a recorded cohort, needed by `PatientDynamics.encode` only."""
+
+    knobs: Knobs
+    truth: Truth | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PatientDynamics:
+    """Satisfies `dynamics.protocol.Dynamics`.
+
+    Attributes:
+      bins: doses that the levels stand for; fluid scales with (weight / 81 kg)^(1/4).
+    """
+
+    bins: ActionBins = AI_CLINICIAN_BINS
+
+    def admit(self, params: Params, key: jax.Array) -> tuple[PatientState, jax.Array]:
+        """Draw a new patient at the first decision: (state, mask bool[38]). Consumes `key`."""
+        constants, start, record = jax.random.split(key, 3)
+        patient = draw_patient(constants, params.knobs)
+        latent = physiology.initial(patient, start)
+        obs, mask, since = observation.observe_admission(latent, patient, params.knobs, record)
+        return PatientState(patient, latent, obs, since, jnp.zeros(())), mask
+
+    def encode(self, params: Params, history: History) -> PatientState:
+        """The true state at a recorded decision of one patient.
+
+        A stay that is not part of `params.truth` gives a state of NaN; `truth.load` refuses such a cohort beforehand.
+
+        Raises:
+          InputError: `params` holds no truth.
+        """
+        truth = params.truth
+        if truth is None:
+            raise InputError(
+                "simulator state",
+                expected="the truth of a simulated cohort",
+                found="none",
+                hint="only a cohort made by the embedded simulator can be restored; use a world model for others",
+            )
+        step = history.length - 1
+        row = jnp.clip(jnp.searchsorted(truth.stay_id, history.stay_id), 0, truth.stay_id.shape[0] - 1)
+        known = (truth.stay_id[row] == history.stay_id) & (step < truth.length[row])
+        patient = jax.tree.map(lambda x: jnp.where(known, x[row], jnp.nan), truth.patient)
+        latent = jax.tree.map(lambda x: jnp.where(known, x[row, step], jnp.nan), truth.latent)
+        since = jnp.where(known, truth.since[row, step], jnp.nan)
+        return PatientState(patient, latent, history.obs[step], since, STEP_H * step.astype(jnp.float32))
+
+    def step(self, params: Params, state: PatientState, action: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
+        """Advance 4 h under `action` int[2] (vasopressor, fluid). Consumes `key`, never the action's business."""
+        process, record = jax.random.split(key)
+        p, knobs = state.patient, params.knobs
+        dose, fluid = self.doses(p, action) * knobs.effect_scale
+        latent, vent_prob = physiology.advance(state.latent, p, dose, fluid / 1000.0, state.hours, process)
+        hours = state.hours + STEP_H
+        obs, mask, since = observation.observe(latent, p, state.obs, state.since, knobs, record)
+        hazard = physiology.exit_hazard(latent, p, hours)
+        return PatientState(p, latent, obs, since, hours), Step(obs, mask, vent_prob, hazard)
+
+    def outcome(self, params: Params, state: PatientState) -> jax.Array:
+        """f32[]: probability of death within 90 days of someone who leaves the ICU alive in this state."""
+        return physiology.death_90d(state.latent, state.patient)
+
+    def doses(self, patient: Patient, action: jax.Array) -> jax.Array:
+        """f32[2]: (mcg/kg/min, mL/4 h) given to this patient under int[2] levels."""
+        vaso, fluid = self.bins.doses(action)
+        return jnp.stack([vaso, fluid * jnp.sqrt(jnp.sqrt(patient.weight / 81.0))])
