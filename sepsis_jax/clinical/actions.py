@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -42,7 +43,7 @@ def from_fluid_major(action_id: Any) -> Any:
 
 def one_hot(action: Any) -> Any:
     """int[...,2] -> f32[...,10]: two one-hots of 5, vasopressor first (the model input)."""
-    hot = (jnp.asarray(action, jnp.int32)[..., None] == jnp.arange(LEVELS)).astype(jnp.float32)
+    hot = jax.nn.one_hot(jnp.asarray(action, jnp.int32), LEVELS)
     return hot.reshape(*hot.shape[:-2], 2 * LEVELS)
 
 
