@@ -107,9 +107,10 @@ def _pick(kind: type[Any], namespace: Namespace) -> Any:
 
 def _parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     config = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"), None)
-    for file, words in ((config, ["--config", config]), ("command line", list(argv))):
-        if file is None:
-            continue
+    attempts = [("command line", list(argv))]
+    if config is not None:  # alone first, so that a bad file is named as such
+        attempts.insert(0, (config, ["--config", config]))
+    for file, words in attempts:
         try:
             namespace = parser.parse_args(words)
         except (argparse.ArgumentError, TypeError, ValueError) as error:

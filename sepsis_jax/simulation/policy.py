@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from sepsis_jax.dynamics.protocol import History
 
@@ -28,3 +30,16 @@ class Policy(Protocol):
           prev_action: int8[2] levels of the step before.
         """
         ...
+
+
+@partial(jax.jit, static_argnums=0)
+def probs_at(policy: Policy, params: Any, histories: History) -> jax.Array:
+    """f32[B,25]: what the policy would do at the decision of each history (leading B)."""
+
+    def one(history: History) -> jax.Array:
+        last = history.length - 1
+        previous = jnp.where(last > 0, history.action[jnp.maximum(last - 1, 0)], history.prior_action)
+        carry = policy.init(params, history)
+        return policy.probs(params, carry, history.obs[last], history.mask[last], previous)[0]
+
+    return jax.vmap(one)(histories)

@@ -1,0 +1,61 @@
+"""The loop: open cases side by side, let a backend decide each step, collect the transcripts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sepsis_jax.agent.backends import Backend
+from sepsis_jax.agent.case import Case
+from sepsis_jax.agent.settings import AgentSettings
+from sepsis_jax.agent.simulator import BatchedSimulator
+from sepsis_jax.agent.transcripts import transcript
+from sepsis_jax.clinical.actions import ActionBins
+from sepsis_jax.data.episodes import SPLITS, Episodes
+from sepsis_jax.errors import InputError
+
+
+def choose_stays(episodes: Episodes, settings: AgentSettings) -> np.ndarray:
+    """int[N]: rows of the stays that the settings ask for. InputError when there is none."""
+    rows = np.arange(episodes.num_stays)
+    if settings.split != "all":
+        rows = rows[np.asarray(episodes.split) == SPLITS.index(settings.split)]
+    if not rows.size:
+        raise InputError("agent", field="split", expected="a split with stays", found=f"none in '{settings.split}'")
+    return rows[: settings.stays] if settings.stays else rows
+
+
+def run(
+    episodes: Episodes,
+    rows: Sequence[int] | np.ndarray,
+    simulator: BatchedSimulator,
+    bins: ActionBins,
+    backend: Backend,
+    settings: AgentSettings,
+) -> list[dict[str, Any]]:
+    """Run the cases of `rows`, at most `settings.concurrency` at once; transcripts in the order of `rows`."""
+    columns = (TextColumn("cases"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+    async def one(row: int, open_cases: asyncio.Semaphore, progress: Progress, task: Any) -> dict[str, Any]:
+        async with open_cases:
+            case = Case(episodes, row, simulator, bins, settings.follow)
+            messages: list[dict[str, str]] = []
+            while not case.outcome.closed:
+                messages += case.observe()
+                await backend.decide(case)
+                decision = case.decisions[-1]
+                messages.append({"role": "assistant", "content": f"{list(decision.action)}: {decision.rationale}"})
+            progress.advance(task)
+            return transcript(case, messages, episodes, row)
+
+    async def everyone() -> list[dict[str, Any]]:
+        open_cases = asyncio.Semaphore(settings.concurrency)
+        with Progress(*columns, transient=True) as progress:
+            task = progress.add_task("cases", total=len(rows))
+            return await asyncio.gather(*(one(int(row), open_cases, progress, task) for row in rows))
+
+    return asyncio.run(everyone())

@@ -1,0 +1,124 @@
+"""One self-contained HTML page for a run: what was seen, simulated, chosen and why, beside the clinicians' action."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from sepsis_jax import plotting
+from sepsis_jax.agent.case import HOURS_PER_STEP
+from sepsis_jax.agent.simulator import KEY_FEATURES
+from sepsis_jax.clinical.features import FEATURES, INDEX, URINE
+
+_PAGES = Environment(loader=PackageLoader("sepsis_jax.agent"), undefined=StrictUndefined, autoescape=True)
+_EXITS = ("in the ICU at the end of the record", "died in the ICU", "left the ICU alive")
+
+
+def write(path: Path, transcripts: list[dict[str, Any]], run: dict[str, Any]) -> None:
+    """Write the page.
+
+    Args:
+      path: HTML file to make.
+      transcripts: of `agent.transcripts`.
+      run: facts of the run shown at the top (name -> text).
+    """
+    cases = [_case(one) for one in transcripts]
+    page = _PAGES.get_template("report.html.jinja").render(cases=cases, run=run, totals=_totals(transcripts))
+    path.write_text(page, encoding="utf-8")
+
+
+def _totals(transcripts: list[dict[str, Any]]) -> dict[str, str]:
+    decisions = [decision for one in transcripts for decision in one["decisions"]]
+    both = [d for d in decisions if d["clinician"] is not None and d["source"] == "record"]
+    agree = sum(d["action"] == d["clinician"] for d in both)
+    kept = sum("guideline" not in d["broken"] for d in decisions)
+    clinicians = sum("guideline" not in d["clinician_broken"] for d in both)
+    return {
+        "Stays": str(len(transcripts)),
+        "Decisions": str(len(decisions)),
+        "Same as the clinician": f"{agree} of {len(both)} decisions on recorded states",
+        "Guideline kept": f"{kept} of {len(decisions)} decisions",
+        "Guideline kept by clinicians": f"{clinicians} of {len(both)} on the same recorded states",
+    }
+
+
+def _case(one: dict[str, Any]) -> dict[str, Any]:
+    outcome, record = one["outcome"], one["record"]
+    died = {-1: "unknown", 0: "alive", 1: "died"}[record["mortality_90d"]]
+    ended = _EXITS[outcome["exit"]]
+    if outcome["deviated"]:
+        ended += f"; simulated 90-day mortality {outcome['death_90d']:.0%}"
+    return {
+        "stay_id": one["stay_id"],
+        "patient": one["patient"],
+        "ended": ended,
+        "recorded": f"{record['length']} decisions, {_EXITS[record['exit']]}; at 90 days: {died}",
+        "fans": plotting.svg(_fans(one)),
+        "maps": plotting.svg(_maps(one["decisions"][0])),
+        "decisions": [_decision(d) for d in one["decisions"]],
+    }
+
+
+def _decision(d: dict[str, Any]) -> dict[str, Any]:
+    ranked = sorted(d["considered"], key=lambda future: -future["value"])
+    return d | {
+        "hour": HOURS_PER_STEP * (d["step"] + 1),
+        "ranked": ranked,
+        "vitals": {name: d["obs"][name] for name in ("meanbp", "heart_rate", "lactate", "output_4hourly")},
+    }
+
+
+def _future(decision: dict[str, Any], action: Any) -> dict[str, Any] | None:
+    return next((f for f in decision["considered"] if f["action"] == list(action)), None)
+
+
+def _fans(one: dict[str, Any]) -> Figure:
+    """What was lived, with the futures simulated at the first decision."""
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    grid = figure.subplots(2, 3)
+    first = one["decisions"][0]
+    hours = np.array([HOURS_PER_STEP * (d["step"] + 1) for d in one["decisions"]])
+    lines = [(first["action"], plotting.CHOSEN, "chosen"), ([0, 0], plotting.UNTREATED, "no treatment")]
+    if first["clinician"] not in (None, first["action"]):
+        lines.insert(1, (first["clinician"], plotting.CLINICIAN, "clinician's"))
+    for axes, name in zip(grid.flat, KEY_FEATURES, strict=True):
+        values = np.array([d["obs"][name] for d in one["decisions"]])
+        measured = [INDEX[name] == URINE or name in d["measured"] for d in one["decisions"]]
+        plotting.observed(axes, hours, values, measured, label="lived")
+        for action, color, label in lines:
+            if (future := _future(first, action)) is not None:
+                horizon = hours[0] + HOURS_PER_STEP * np.arange(1, len(future["sofa"]) + 1)
+                bands = ([np.nan if v is None else v for v in future[key][name]] for key in ("low", "median", "high"))
+                text = f"{label} ({action[0]},{action[1]})"
+                plotting.fan(axes, horizon, *bands, color=color, label=text, start=(hours[0], values[0]))
+        axes.set_title(f"{name} ({FEATURES[INDEX[name]].unit})", size=9)
+        axes.set_xlim(hours[0] - 2, max(hours[-1], hours[0] + HOURS_PER_STEP * len(first["considered"][0]["sofa"])) + 2)
+    deviation = next((h for h, d in zip(hours, one["decisions"], strict=True) if d["source"] == "model"), None)
+    for axes in grid.flat:
+        if deviation is not None:
+            axes.axvline(deviation - HOURS_PER_STEP / 2, color="0.6", linestyle=":", linewidth=1)
+    for axes in grid[1]:
+        axes.set_xlabel("hours since the anchor")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def _maps(decision: dict[str, Any]) -> Figure:
+    """Expected return and 90-day mortality of all candidates at the first decision."""
+    figure = Figure(figsize=(11, 2.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    value, death = np.full(25, np.nan), np.full(25, np.nan)
+    for future in decision["considered"]:
+        index = 5 * future["action"][0] + future["action"][1]
+        value[index], death[index] = future["value"], 100 * future["death_90d"]
+    marks = [(tuple(decision["action"]), plotting.CHOSEN, "chosen")]
+    if decision["clinician"] not in (None, decision["action"]):
+        marks.append((tuple(decision["clinician"]), plotting.CLINICIAN, "clinician's"))
+    plotting.action_heatmap(left, value, title="expected return", marks=marks)
+    plotting.action_heatmap(right, death, title="90-day mortality (%)", marks=marks, reverse=True)
+    return figure

@@ -1,0 +1,216 @@
+"""The simulator as the agent sees it: answers about candidate treatments, gathered over concurrent cases.
+
+Requests that arrive within a few milliseconds share one padded, jitted call, so a hundred open cases cost one
+program launch. What a case is told never depends on who else is asking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import jax
+import numpy as np
+
+from sepsis_jax.clinical.actions import encode
+from sepsis_jax.clinical.features import INDEX
+from sepsis_jax.dynamics.protocol import History
+from sepsis_jax.policies.planner import PlannerSettings, keeps_guideline
+from sepsis_jax.simulation.policy import probs_at
+from sepsis_jax.simulation.rollout import Record, Trajectory, World, simulate, trajectories
+from sepsis_jax.simulation.statistics import Summary, summarize
+
+KEY_FEATURES: tuple[str, ...] = ("meanbp", "heart_rate", "lactate", "creatinine", "output_4hourly", "spo2")
+"""What an answer describes over time; every other feature stays in the simulation."""
+
+_LIVING_STREAM = 1  # the world a deviating case lives in must not be the one its candidates were judged with
+
+
+@dataclasses.dataclass(frozen=True)
+class Foresight:
+    """The simulated future of one candidate, over S samples under common random numbers.
+
+    Attributes:
+      action: (vasopressor, fluid) levels of the next 4 h.
+      value, value_se: expected return and its Monte Carlo standard error.
+      death_90d: expected 90-day mortality.
+      support: how often clinicians choose this action in states like this one (estimate).
+      keeps_guideline: breaks neither G1 nor G2.
+      low, median, high: name of `KEY_FEATURES` -> H values (clinical units): 80 % interval and median.
+      map_below_65, lactate_falls, in_icu: H probabilities. sofa: H means.
+    """
+
+    action: tuple[int, int]
+    value: float
+    value_se: float
+    death_90d: float
+    support: float
+    keeps_guideline: bool
+    low: dict[str, list[float]]
+    median: dict[str, list[float]]
+    high: dict[str, list[float]]
+    map_below_65: list[float]
+    lactate_falls: list[float]
+    in_icu: list[float]
+    sofa: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Next:
+    """One step of the world that a deviating case lives in.
+
+    Attributes:
+      obs: f32[F] (clinical units). mask: bool[38].
+      exit: 0 in the ICU, 1 died, 2 discharged. death_90d: probability, given all so far.
+    """
+
+    obs: np.ndarray
+    mask: np.ndarray
+    exit: int
+    death_90d: float
+
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+class Batcher(Generic[Request, Answer]):
+    """Gathers concurrent requests for a few milliseconds and answers them in one call of at most `size`."""
+
+    def __init__(self, run: Callable[[list[Request]], Sequence[Answer]], size: int, delay_s: float = 0.005) -> None:
+        self._run, self._size, self._delay_s = run, size, delay_s
+        self._waiting: list[tuple[Request, asyncio.Future[Answer]]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def ask(self, request: Request) -> Answer:
+        """The answer to one request; an error of the call reaches every request in it."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        if len(self._waiting) == 1:
+            task = asyncio.create_task(self._flush())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await future
+
+    async def _flush(self) -> None:
+        await asyncio.sleep(self._delay_s)
+        waiting, self._waiting = self._waiting, []
+        for start in range(0, len(waiting), self._size):
+            part = waiting[start : start + self._size]
+            try:
+                answers = await asyncio.to_thread(self._run, [request for request, _ in part])
+            except Exception as error:
+                for _, future in part:
+                    future.set_exception(error)
+            else:
+                for (_, future), answer in zip(part, answers, strict=True):
+                    future.set_result(answer)
+
+
+class BatchedSimulator:
+    """Simulates candidates for many cases at once.
+
+    Args:
+      world: dynamics, bins, reward and the continuation policy (the clinician estimate), which also gives the support.
+      params, policy_params: of the dynamics and of the policy.
+      settings: samples, horizon, batch size.
+      seed: of the run.
+      concurrency: cases asked for in one call.
+    """
+
+    def __init__(
+        self, world: World, params: Any, policy_params: Any, settings: PlannerSettings, *, seed: int, concurrency: int
+    ) -> None:
+        self._world, self._params, self._policy_params = world, params, policy_params
+        self._settings, self._size = settings, concurrency
+        self._seed = jax.random.key(seed)
+        self._foresee = Batcher(self._run_foresee, concurrency)
+        self._advance = Batcher(self._run_advance, concurrency)
+
+    async def foresee(self, history: History, actions: np.ndarray) -> list[Foresight]:
+        """Simulated futures of the candidate actions int8[K,2] at the decision of one history."""
+        return await self._foresee.ask((history, actions))
+
+    async def advance(self, history: History, action: np.ndarray) -> Next:
+        """One sampled step of the world under `action` int8[2]."""
+        return await self._advance.ask((history, action))
+
+    def _run_foresee(self, requests: list[tuple[History, np.ndarray]]) -> list[list[Foresight]]:
+        histories = self._stack([history for history, _ in requests])
+        most = max(len(actions) for _, actions in requests)
+        padded = [np.resize(actions, (most, 2)) for _, actions in requests]
+        plans = np.stack(self._pad(padded))[:, :, None]
+        samples, horizon = self._settings.samples, self._settings.horizon
+        summary: Summary = self._simulate(histories, plans, self._seed, summarize, samples, horizon)
+        support = np.asarray(probs_at(self._world.policy, self._policy_params, histories))
+        allowed = keeps_guideline(histories)
+        return [
+            [_foresight(summary, support[row], allowed[row], row, k, action) for k, action in enumerate(actions)]
+            for row, (_, actions) in enumerate(requests)
+        ]
+
+    def _run_advance(self, requests: list[tuple[History, np.ndarray]]) -> list[Next]:
+        histories = self._stack([history for history, _ in requests])
+        plans = np.stack(self._pad([action for _, action in requests]))[:, None, None]
+        seed = jax.random.fold_in(self._seed, _LIVING_STREAM)
+        lived: Trajectory = self._simulate(histories, plans, seed, trajectories, 1, 1)
+        return [
+            Next(
+                lived.obs[i, 0, 0, 0],
+                lived.mask[i, 0, 0, 0],
+                int(lived.exit[i, 0, 0, 0]),
+                float(lived.death_90d[i, 0, 0]),
+            )
+            for i in range(len(requests))
+        ]
+
+    def _simulate(
+        self, histories: History, plans: np.ndarray, seed: jax.Array, record: Record, samples: int, horizon: int
+    ) -> Any:
+        result = simulate(
+            self._world,
+            self._params,
+            self._policy_params,
+            histories,
+            plans,
+            seed,
+            record=record,
+            samples=samples,
+            horizon=horizon,
+            batch_size=min(self._settings.batch_size, self._size),
+        )
+        return jax.tree.map(np.asarray, result)
+
+    def _pad(self, rows: list[Any]) -> list[Any]:
+        return rows + [rows[0]] * (self._size - len(rows))
+
+    def _stack(self, histories: list[History]) -> History:
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *self._pad(histories))
+
+
+def _foresight(
+    summary: Summary, support: np.ndarray, allowed: np.ndarray, row: int, k: int, action: np.ndarray
+) -> Foresight:
+    one = jax.tree.map(lambda leaf: leaf[row, k], summary)
+    index = int(encode(action))
+
+    def bands(values: np.ndarray) -> dict[str, list[float]]:
+        return {name: values[:, INDEX[name]].tolist() for name in KEY_FEATURES}
+
+    return Foresight(
+        action=(int(action[0]), int(action[1])),
+        value=float(one.value),
+        value_se=float(one.value_se),
+        death_90d=float(one.death_90d),
+        support=float(support[index]),
+        keeps_guideline=bool(allowed[index]),
+        low=bands(one.low),
+        median=bands(one.median),
+        high=bands(one.high),
+        map_below_65=one.map_below_65.tolist(),
+        lactate_falls=one.lactate_falls.tolist(),
+        in_icu=one.in_icu.tolist(),
+        sofa=one.sofa.tolist(),
+    )

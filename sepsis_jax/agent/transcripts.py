@@ -1,0 +1,64 @@
+"""Transcripts: one JSON object a finished case, one case a line (JSONL)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sepsis_jax.agent.case import Case
+from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.errors import InputError
+
+
+def transcript(case: Case, messages: list[dict[str, str]], episodes: Episodes, row: int) -> dict[str, Any]:
+    """A finished case as plain JSON types: who, every decision, how it ended, and how the record ended."""
+    age, gender, charlson = (float(value) for value in episodes.static[row])
+    return _plain(
+        {
+            "stay_id": case.stay_id,
+            "patient": {
+                "age": age,
+                "sex": "male" if gender else "female",
+                "charlson": charlson,
+                "weight_kg": float(episodes.weight_kg[row]),
+            },
+            "decisions": [dataclasses.asdict(decision) for decision in case.decisions],
+            "outcome": dataclasses.asdict(case.outcome),
+            "record": {
+                "length": int(episodes.length[row]),
+                "exit": int(episodes.exit[row]),
+                "mortality_90d": int(episodes.mortality_90d[row]),
+            },
+            "messages": messages,
+        }
+    )
+
+
+def write(path: Path, transcripts: Iterable[dict[str, Any]]) -> None:
+    """One line each."""
+    with path.open("w") as file:
+        for one in transcripts:
+            file.write(json.dumps(one, allow_nan=False) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Inverse of `write`. Raises InputError for a missing or damaged file."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(path, expected="one JSON object a line", found=str(error)) from error
+
+
+def _plain(value: Any) -> Any:
+    """NaN (nobody left in the ICU) has no place in JSON: null."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
