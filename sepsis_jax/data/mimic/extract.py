@@ -1,0 +1,242 @@
+"""MIMIC-IV (2.x or 3.x, csv.gz or Parquet as downloaded) -> canonical event tables of the Sepsis-3 stays.
+
+Every raw table is scanned once, filtered on item ids and candidate stays while it streams; what is left is staged in
+a DuckDB file that may spill, so memory does not grow with the data. Candidates are adults with a suspicion of
+infection; of those, SOFA decides. `sql/` holds one query per step, named as the table or view that it makes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import duckdb
+import pandas as pd
+
+from sepsis_jax.clinical import sofa
+from sepsis_jax.data import events
+from sepsis_jax.data.cohort import WEIGHT_KG
+from sepsis_jax.data.mimic import items, tables
+from sepsis_jax.errors import InputError
+
+_VERSIONS = {140: "demo 2.2", 76_943: "2.0", 73_181: "2.2", 94_458: "3.1"}
+"""ICU stays -> MIMIC-IV version; the tables themselves do not say."""
+
+_DEMO_PATIENTS = "cc84b108f3e068bc4358717c7ef1ba39"
+"""MD5 of the subject_ids of the open demo; any other set of patients needs a data use agreement."""
+
+_SOFA_CHUNK = 50  # DuckDB vectors (2,048 rows each) that are scored at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class MimicSettings:
+    """How sepsis is found, and what the run may use.
+
+    Attributes:
+      min_age: youngest age (years).
+      culture_to_antibiotic_hours, antibiotic_to_culture_hours: how far the second may follow the first (h).
+      sofa_before_hours, sofa_after_hours: SOFA counts from so long before the suspicion until so long after it (h).
+      min_sofa: points of the 24-h rolling SOFA that make sepsis (baseline 0).
+      onset: `onset_hours` is when SOFA reaches `min_sofa`, or when infection is suspected.
+      threads: DuckDB threads; None takes all cores. The result does not depend on it.
+      memory_limit: of DuckDB, e.g. '1GB'; what is beyond goes to `temp_dir`.
+      temp_dir: for staged and spilled data; None takes the folder that holds the event tables.
+    """
+
+    min_age: float = 18
+    culture_to_antibiotic_hours: float = 72
+    antibiotic_to_culture_hours: float = 24
+    sofa_before_hours: float = 48
+    sofa_after_hours: float = 24
+    min_sofa: float = 2
+    onset: Literal["sofa", "suspicion"] = "sofa"
+    threads: int | None = None
+    memory_limit: str = "1GB"
+    temp_dir: Path | None = None
+
+
+_DEFINITION = tuple(
+    field.name
+    for field in dataclasses.fields(MimicSettings)
+    if field.name not in ("threads", "memory_limit", "temp_dir")
+)
+"""The settings that define sepsis; the SQL reads them with getvariable()."""
+
+
+class Extraction(NamedTuple):
+    """What `extract` tells about the event tables that it wrote.
+
+    Attributes:
+      attrition: (label, stays left) from all ICU stays down to the Sepsis-3 stays.
+      facts: version, credentialed, patients, and the counts of rows that were left out or reinterpreted.
+    """
+
+    attrition: list[tuple[str, int]]
+    facts: dict[str, Any]
+
+
+def extract(source: Path, events_dir: Path, settings: MimicSettings | None = None) -> Extraction:
+    """Write `events_dir`/{stays,measurements,treatments,intervals}.parquet from the MIMIC-IV folder `source`.
+
+    Args:
+      source: folder with hosp/ and icu/.
+      events_dir: folder to make; event tables that lie there already are replaced.
+
+    Raises:
+      InputError: a table, column, value or setting is at fault, or no stay has sepsis.
+    """
+    settings = settings or MimicSettings()
+    source, events_dir = Path(source).absolute(), Path(events_dir).absolute()
+    with _aside(events_dir) as folder, _staging(folder, settings) as con:
+        tables.attach(con, source)
+        items.load(con)
+        with tables.reading(source):
+            attrition = _cohort(con, source, settings)
+            _write(con, folder)
+            return Extraction(attrition, _facts(con, attrition))
+
+
+def _cohort(con: duckdb.DuckDBPyConnection, source: Path, settings: MimicSettings) -> list[tuple[str, int]]:
+    """Stage the raw tables and find the sepsis stays (view sepsis_stays); returns the attrition."""
+    for name in _DEFINITION:
+        con.execute(f"SET VARIABLE {name} = ?", [getattr(settings, name)])
+    con.execute("SET VARIABLE weight_kg = ?", [list(WEIGHT_KG)])
+    _make(con, "icu_stays")
+    con.execute("CREATE TEMP VIEW adults AS SELECT * FROM icu_stays WHERE age >= getvariable('min_age')")
+    for name in ("antibiotics", "cultures", "suspicion"):
+        _make(con, name)
+    con.execute("CREATE TEMP VIEW candidates AS FROM adults WHERE stay_id IN (SELECT stay_id FROM suspicion)")
+    for name in ("chart_values", "lab_values", "urine_values", "infusions", "ventilation"):
+        _make(con, name)
+    for name in ("measured", "treatments"):
+        _make(con, name, kind="VIEW")
+    con.execute(f"CREATE TEMP VIEW plausible AS FROM measured WHERE {events.plausible()}")
+    _make(con, "sofa_inputs")
+    _score_sofa(con)
+    _make(con, "sepsis")
+    con.execute("CREATE TEMP VIEW sepsis_stays AS FROM icu_stays WHERE stay_id IN (SELECT stay_id FROM sepsis)")
+    attrition = [
+        ("ICU stays", _count(con, "icu_stays")),
+        (f"adults (age >= {settings.min_age:g})", _count(con, "adults")),
+        ("suspected infection (culture and antibiotic)", _count(con, "candidates")),
+        (f"Sepsis-3 (SOFA >= {settings.min_sofa:g} around the suspicion)", _count(con, "sepsis_stays")),
+    ]
+    if attrition[-1][1] == 0:
+        found = ", ".join(f"{label}: {stays}" for label, stays in attrition)
+        raise InputError(source, expected="at least one stay with sepsis", found=found)
+    return attrition
+
+
+def _make(con: duckdb.DuckDBPyConnection, name: str, kind: Literal["TABLE", "VIEW"] = "TABLE") -> None:
+    con.execute(f"CREATE {kind} {name} AS {_sql(name)}")
+
+
+def _sql(name: str) -> str:
+    return resources.files(__package__).joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+
+
+def _count(con: duckdb.DuckDBPyConnection, table: str, where: str = "true") -> int:
+    row = con.execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _score_sofa(con: duckdb.DuckDBPyConnection) -> None:
+    """Table sofa_points (stay_id, hour, points of the six components) from sofa_inputs, some rows at a time.
+
+    The thresholds live in `clinical.sofa` only; SQL brings the hourly inputs and takes the rolling maximum.
+    """
+    points = ", ".join(f"{name} TINYINT" for name in sofa.COMPONENTS)
+    con.execute(f"CREATE TABLE sofa_points (stay_id INTEGER, hour BIGINT, {points})")
+    reader = con.cursor().execute("SELECT * FROM sofa_inputs")
+    while len(chunk := reader.fetch_df_chunk(_SOFA_CHUNK)):
+        inputs = {
+            name: chunk[name].to_numpy("float32", na_value=float("nan"))
+            for name in chunk.columns.drop(["stay_id", "hour", "ventilated"])
+        }
+        ventilated = chunk["ventilated"].fillna(False).to_numpy(bool)
+        scored = pd.DataFrame(sofa.components(ventilated=ventilated, **inputs), columns=list(sofa.COMPONENTS))
+        scored = pd.concat([chunk[["stay_id", "hour"]], scored], axis=1)
+        con.register("scored", scored)
+        con.execute("INSERT INTO sofa_points FROM scored")
+        con.unregister("scored")
+
+
+def _write(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
+    """The four tables of the sepsis stays, in an order that does not depend on the threads."""
+    _make(con, "charlson")
+    of_sepsis = "WHERE stay_id IN (SELECT stay_id FROM sepsis) ORDER BY ALL"
+    queries = {
+        "stays": _sql("stays"),
+        "measurements": f"SELECT stay_id, hours, feature, value FROM measured {of_sepsis}",
+        "treatments": f"SELECT * FROM treatments {of_sepsis}",
+        "intervals": f"SELECT * FROM ventilation {of_sepsis}",
+    }
+    for table, query in queries.items():
+        path = str(folder / f"{table}.parquet").replace("'", "''")
+        con.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet, COMPRESSION zstd)")
+
+
+def _facts(con: duckdb.DuckDBPyConnection, attrition: list[tuple[str, int]]) -> dict[str, Any]:
+    row = con.execute(
+        "SELECT count(DISTINCT subject_id), md5(string_agg(DISTINCT subject_id, ',' ORDER BY subject_id)) "
+        "FROM icu_stays"
+    ).fetchone()
+    assert row is not None
+    minute = "treatment = 'vasopressin' AND rateuom = 'units/min' AND rate > 0.2"
+    return {
+        "version": _VERSIONS.get(attrition[0][1], "unknown"),
+        "credentialed": row[1] != _DEMO_PATIENTS,
+        "patients": row[0],
+        "infusion_rows": _count(con, "infusions"),
+        "infusion_rows_left_out": _count(con, "infusions") - _count(con, "treatments"),
+        "vasopressin_rows_taken_as_hourly": _count(con, "infusions", minute),
+    }
+
+
+@contextmanager
+def _staging(folder: Path, settings: MimicSettings) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB connection on a file that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix=".staging.", dir=settings.temp_dir or folder.parent) as scratch:
+        config: dict[str, Any] = {
+            "memory_limit": settings.memory_limit,
+            "temp_directory": scratch,
+            "preserve_insertion_order": False,
+        }
+        if settings.threads is not None:
+            config["threads"] = settings.threads
+        try:
+            con = duckdb.connect(f"{scratch}/staging.duckdb", config=config)
+        except duckdb.Error as error:
+            raise InputError("threads, memory_limit", expected="what DuckDB takes", found=error) from error
+        try:
+            yield con
+        finally:
+            con.close()
+
+
+@contextmanager
+def _aside(events_dir: Path) -> Iterator[Path]:
+    """A folder beside `events_dir` that takes its place when all went well."""
+    known = {f"{table}.parquet" for table in events.TABLES}
+    if events_dir.exists() and (not events_dir.is_dir() or {p.name for p in events_dir.iterdir()} - known):
+        raise InputError(events_dir, expected="no such folder, or event tables to replace", found="something else")
+    try:
+        events_dir.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{events_dir.name}.", dir=events_dir.parent))
+    except OSError as error:
+        raise InputError(events_dir, expected="a folder that can be written", found=error.strerror) from error
+    try:
+        folder.chmod(0o755)
+        yield folder
+        if events_dir.exists():
+            shutil.rmtree(events_dir)
+        folder.rename(events_dir)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
