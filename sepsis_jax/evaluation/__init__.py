@@ -1,0 +1,1 @@
+"""The tables: the cohort, the world model, the safety of policies."""
