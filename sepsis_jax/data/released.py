@@ -155,6 +155,8 @@ def _stay(file: Path | str, index: int, stay: Any) -> dict[str, np.ndarray]:
         if wrong.size:
             expected = f"values of {', '.join(map(str, allowed))}"
             raise InputError(file, field=f"{at}, {name}", expected=expected, found=wrong.flat[0])
+    if not 0 <= checked["stay_id"] < 2**31:
+        raise InputError(file, field=f"{at}, stay_id", expected="a 32-bit id", found=checked["stay_id"])
     levels = np.stack([checked["vaso_actions"], checked["fluid_actions"]], axis=-1)
     if not np.array_equal(np.asarray(one_hot(levels)), checked["actions"]):
         expected = "the one-hots of vaso_actions and fluid_actions, vasopressor first"
