@@ -18,7 +18,7 @@ from sepsis_jax.data.episodes import EXIT_DEATH, EXIT_TRUNCATED, Episodes
 from sepsis_jax.dynamics.patient.behaviour import propensities
 from sepsis_jax.dynamics.patient.dynamics import Params, PatientDynamics, PatientState
 from sepsis_jax.dynamics.patient.parameters import Knobs, Patient
-from sepsis_jax.dynamics.patient.physiology import STEP_H, Latent
+from sepsis_jax.dynamics.patient.physiology import Latent
 from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.protocol import sample_exit, step_keys, trajectory_key
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ActionBins
-from sepsis_jax.dynamics.patient import observation, physiology
-from sepsis_jax.dynamics.patient.parameters import Knobs, Patient, draw_patient
+from sepsis_jax.clinical.features import NUM_FEATURES
+from sepsis_jax.dynamics.patient import observation, parameters, physiology
+from sepsis_jax.dynamics.patient.parameters import Knobs, Patient
 from sepsis_jax.dynamics.patient.physiology import STEP_H, Latent
 from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.protocol import History, Step
@@ -55,10 +57,14 @@ class PatientDynamics:
 
     def admit(self, params: Params, key: jax.Array) -> tuple[PatientState, jax.Array]:
         """Draw a new patient at the first decision: (state, mask bool[38]). Consumes `key`."""
-        constants, start, record = jax.random.split(key, 3)
-        patient = draw_patient(constants, params.knobs)
+        sizes = (parameters.NUM_NOISE, physiology.NUM_INITIAL_NOISE, NUM_FEATURES, observation.NUM_RECORD_NOISE)
+        constants, start, reading, drawing = _noise(key, sizes)
+        patient = parameters.draw_patient(constants, params.knobs)
         latent = physiology.initial(patient, start)
-        obs, mask, since = observation.observe_admission(latent, patient, params.knobs, record)
+        value = observation.measure(latent, patient, reading)
+        chance, unseen = jnp.asarray(observation.ADMISSION_CHANCE), jnp.zeros(len(observation.PANELS))
+        last = jnp.asarray(observation.FILL)
+        obs, mask, since = observation.record(value, chance, last, unseen, params.knobs, drawing)
         return PatientState(patient, latent, obs, since, jnp.zeros(())), mask
 
     def encode(self, params: Params, history: History) -> PatientState:
@@ -87,12 +93,15 @@ class PatientDynamics:
 
     def step(self, params: Params, state: PatientState, action: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
         """Advance 4 h under `action` int[2] (vasopressor, fluid). Consumes `key`, never the action's business."""
-        process, record = jax.random.split(key)
+        sizes = (physiology.NUM_NOISE, NUM_FEATURES, observation.NUM_RECORD_NOISE)
+        process, reading, drawing = _noise(key, sizes)
         p, knobs = state.patient, params.knobs
         dose, fluid = self.doses(p, action) * knobs.effect_scale
         latent, vent_prob = physiology.advance(state.latent, p, dose, fluid / 1000.0, state.hours, process)
         hours = state.hours + STEP_H
-        obs, mask, since = observation.observe(latent, p, state.obs, state.since, knobs, record)
+        value = observation.measure(latent, p, reading)
+        chance = observation.panel_chance(latent, p, state.since)
+        obs, mask, since = observation.record(value, chance, state.obs, state.since, knobs, drawing)
         hazard = physiology.exit_hazard(latent, p, hours)
         return PatientState(p, latent, obs, since, hours), Step(obs, mask, vent_prob, hazard)
 
@@ -104,3 +113,8 @@ class PatientDynamics:
         """f32[2]: (mcg/kg/min, mL/4 h) given to this patient under int[2] levels."""
         vaso, fluid = self.bins.doses(action)
         return jnp.stack([vaso, fluid * jnp.sqrt(jnp.sqrt(patient.weight / 81.0))])
+
+
+def _noise(key: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
+    """Independent standard normal vectors f32[size]. One draw in all: each further one costs compile time."""
+    return jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])

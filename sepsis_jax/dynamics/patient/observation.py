@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import relu, sigmoid
+from jax.scipy.special import ndtr
 
-from sepsis_jax.clinical.features import FEATURES, INDEX, NAMES, NUM_FEATURES, NUM_MASKED, PUBLISHED_MEAN, URINE, VITALS
+from sepsis_jax.clinical.features import FEATURES, INDEX, NAMES, NUM_MASKED, PUBLISHED_MEAN, URINE, VITALS
 from sepsis_jax.dynamics.patient.parameters import TRAIT, Knobs, Patient
 from sepsis_jax.dynamics.patient.physiology import Derived, Latent, derive
 
@@ -27,11 +28,12 @@ PANELS: dict[str, tuple[str, ...]] = {
     "liver": ("albumin", "alt", "ast", "bilirubin_total"),
     "coagulation": ("inr", "pt", "ptt"),
 }
+NUM_RECORD_NOISE = len(PANELS) + NUM_MASKED
 _PANEL_OF = np.array([next(i for i, names in enumerate(PANELS.values()) if n in names) for n in NAMES[:NUM_MASKED]])
 _BASE = np.array([3.6, -1.55, -1.75, -2.9, -2.6], np.float32)
 _SLOPE = np.array([0.0, 0.85, 0.9, 0.8, 0.9], np.float32)
 _OVERDUE = np.array([0.0, 0.45, 0.12, 0.22, 0.20], np.float32)
-_ADMISSION = np.array([0.99, 0.95, 0.60, 0.62, 0.75], np.float32)
+ADMISSION_CHANCE = np.array([0.99, 0.95, 0.60, 0.62, 0.75], np.float32)
 _GAS = list(PANELS).index("gas")
 _ITEM_LOSS = np.where(_PANEL_OF == 0, 0.015, 0.03).astype(np.float32)
 # The three pressures come from one cuff or line: they are lost together, so that they always fit each other.
@@ -57,49 +59,43 @@ LOWEST, HIGHEST = np.array([_RANGE.get(f.name, (f.q01, f.q99)) for f in FEATURES
 """f32[39] (clinical units): every observation lies in [LOWEST, HIGHEST]."""
 
 
-def measure(x: Latent, p: Patient, key: jax.Array) -> jax.Array:
-    """All 39 features as they would read now, f32[39] (clinical units). Consumes `key`."""
+def measure(x: Latent, p: Patient, noise: jax.Array) -> jax.Array:
+    """All 39 features as they would read now, f32[39] (clinical units), from standard normal f32[39]."""
     d = derive(x, p)
-    z = dict(zip(NAMES, jax.random.normal(key, (NUM_FEATURES,)), strict=True))
+    z = dict(zip(NAMES, noise, strict=True))
     reading = _vitals(x, p, d, z) | _coma_scale(x, p, d, z) | _blood_gas(x, d, z) | _chemistry(x, p, z)
     reading |= _blood_count_and_liver(x, p, d, z)
     reading["output_4hourly"] = jnp.where(x.trait[TRAIT["urine_recorded"]] > 1.28, 0.0, x.urine)
     return jnp.clip(jnp.stack([reading[name] for name in NAMES]), LOWEST, HIGHEST)
 
 
-def observe(
-    x: Latent, p: Patient, last: jax.Array, since: jax.Array, knobs: Knobs, key: jax.Array
+def panel_chance(x: Latent, p: Patient, since: jax.Array) -> jax.Array:
+    """f32[5]: probability that each panel is drawn, given the steps since it last was."""
+    d = derive(x, p)
+    severity = 0.55 * x.inflammation + 0.9 * d.hypoperfusion + 0.25 * (x.lactate > 2.0) + 0.35 * (x.dose > 0)
+    logit = _BASE + _SLOPE * severity + _OVERDUE * since
+    return sigmoid(logit.at[_GAS].add(1.1 * x.ventilated))
+
+
+def record(
+    value: jax.Array, chance: jax.Array, last: jax.Array, since: jax.Array, knobs: Knobs, noise: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The next row of the record. Consumes `key`.
+    """What of the readings enters the record.
 
     Args:
-      x, p: latent state and constants.
+      value: f32[39] (clinical units) readings.
+      chance: f32[5] probability that each panel is drawn.
       last: f32[39] (clinical units) the row before.
       since: f32[5] steps since each panel was measured.
+      noise: standard normal f32[NUM_RECORD_NOISE].
 
     Returns:
       obs f32[39] (clinical units), mask bool[38], since f32[5].
     """
-    d = derive(x, p)
-    severity = 0.55 * x.inflammation + 0.9 * d.hypoperfusion + 0.25 * (x.lactate > 2.0) + 0.35 * (x.dose > 0)
-    logit = _BASE + _SLOPE * severity + _OVERDUE * since
-    return _record(x, p, last, since, sigmoid(logit.at[_GAS].add(1.1 * x.ventilated)), knobs, key)
-
-
-def observe_admission(x: Latent, p: Patient, knobs: Knobs, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The first row of the record, as `observe`. Consumes `key`."""
-    return _record(x, p, jnp.asarray(FILL), jnp.zeros(len(PANELS)), jnp.asarray(_ADMISSION), knobs, key)
-
-
-def _record(
-    x: Latent, p: Patient, last: jax.Array, since: jax.Array, chance: jax.Array, knobs: Knobs, key: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    value_key, draw_key = jax.random.split(key)
-    uniform = jax.random.uniform(draw_key, (len(PANELS) + NUM_MASKED,))
+    uniform = ndtr(noise)
     drawn = uniform[: len(PANELS)] < 1.0 - knobs.missingness * (1.0 - chance)
     kept = uniform[len(PANELS) :][_ITEM] < 1.0 - knobs.missingness * _ITEM_LOSS
     mask = drawn[_PANEL_OF] & kept
-    value = measure(x, p, value_key)
     obs = jnp.where(jnp.append(mask, True), value, last)
     return obs, mask, jnp.where(drawn, 0.0, since + 1.0)
 

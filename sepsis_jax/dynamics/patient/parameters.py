@@ -108,10 +108,12 @@ _NORMALS = (
 )
 
 
-def draw_patient(key: jax.Array, knobs: Knobs) -> Patient:
-    """One patient's constants. Consumes `key`."""
-    normal = jax.random.normal(key, (len(_NORMALS) + NUM_TRAITS,))
-    z = dict(zip(_NORMALS, normal, strict=False))
+NUM_NOISE = len(_NORMALS) + NUM_TRAITS
+
+
+def draw_patient(noise: jax.Array, knobs: Knobs) -> Patient:
+    """One patient's constants from standard normal f32[NUM_NOISE]."""
+    z = dict(zip(_NORMALS, noise, strict=False))
 
     def chance(name: str, probability: Any) -> jax.Array:
         return ndtr(z[name]) < probability
@@ -145,7 +147,7 @@ def draw_patient(key: jax.Array, knobs: Knobs) -> Patient:
         vasoplegia=jnp.minimum(0.70 * jnp.exp(0.72 * z["vasoplegia"]), 3.4),
         antibiotic=jnp.where(chance("antibiotic", 0.13), 0.2, 1.0),
         switch_h=36.0 + 24.0 * ndtr(z["switch"]),
-        trait_mean=normal[len(_NORMALS) :],
+        trait_mean=noise[len(_NORMALS) :],
     )
 
 

@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.nn import relu, sigmoid
+from jax.scipy.special import ndtr
 
 from sepsis_jax.dynamics.patient.parameters import NUM_TRAITS, TRAIT, Patient
 
 STEP_H = 4.0
 SUBSTEPS = 8
 _DT = STEP_H / SUBSTEPS
+NUM_INITIAL_NOISE, NUM_NOISE = 10 + NUM_TRAITS, 4 + NUM_TRAITS
 _TRAIT_MEAN, _TRAIT_MEMORY, _TRAIT_NOISE = 0.75, 0.86, 0.337  # total SD 1
 
 
@@ -129,16 +131,15 @@ def derive(x: Latent, p: Patient) -> Derived:
     )
 
 
-def initial(p: Patient, key: jax.Array) -> Latent:
-    """State at admission, before any treatment. Consumes `key`."""
-    z = jax.random.normal(key, (10 + NUM_TRAITS,))
+def initial(p: Patient, z: jax.Array) -> Latent:
+    """State at admission, before any treatment, from standard normal z f32[NUM_INITIAL_NOISE]."""
     u = p.severity
     inflammation = 0.60 * jnp.exp(0.65 * u)
     response = inflammation / (0.8 + inflammation)
     lactate = jnp.exp(0.40 + 0.45 * u + 0.35 * z[0])
     kidney = p.kidney * jnp.exp(-0.75 * response * p.leak - 0.20 * relu(u) + 0.15 * z[1])
     backlog = jnp.sqrt(p.kidney / kidney)
-    ventilated = (jax.nn.sigmoid(-0.55 + 0.7 * u + 0.5 * (p.lung - 1.0)) > jax.scipy.special.ndtr(z[2])) * 1.0
+    ventilated = (sigmoid(-0.55 + 0.7 * u + 0.5 * (p.lung - 1.0)) > ndtr(z[2])) * 1.0
     liver = 0.15 + 0.12 * relu(u)
     zero = jnp.zeros(())
     x = Latent(
@@ -173,20 +174,19 @@ def initial(p: Patient, key: jax.Array) -> Latent:
     return x.replace(urine=1000.0 * STEP_H * _urine_rate(x, derive(x, p)))
 
 
-def advance(x: Latent, p: Patient, dose: Any, fluid: Any, hours: Any, key: jax.Array) -> tuple[Latent, jax.Array]:
-    """4 h under an effective dose (mcg/kg/min) and volume (L), starting `hours` after admission. Consumes `key`.
+def advance(x: Latent, p: Patient, dose: Any, fluid: Any, hours: Any, noise: jax.Array) -> tuple[Latent, jax.Array]:
+    """4 h under an effective dose (mcg/kg/min) and volume (L), starting `hours` after admission.
 
-    The noise is drawn before anything else and never depends on dose, fluid or state.
+    Args:
+      noise: standard normal f32[NUM_NOISE]; nothing else is random.
 
     Returns:
       the next state, and the probability f32[] with which it was drawn to be ventilated.
     """
-    noise_key, event_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, (2 + NUM_TRAITS,))
-    event = jax.random.uniform(event_key, (2,))
+    event = ndtr(noise[2:4])
     drift = _TRAIT_MEAN * p.trait_mean
     x = x.replace(
-        trait=drift + _TRAIT_MEMORY * (x.trait - drift) + _TRAIT_NOISE * noise[2:],
+        trait=drift + _TRAIT_MEMORY * (x.trait - drift) + _TRAIT_NOISE * noise[4:],
         pressure_noise=noise[0],
         inflammation=x.inflammation * jnp.exp(0.05 * noise[1]),
         dose=dose,

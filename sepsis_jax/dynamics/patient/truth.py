@@ -58,7 +58,7 @@ def save(folder: Path, truth: Truth) -> None:
         for field in dataclasses.fields(getattr(truth, group)):
             value = np.asarray(getattr(getattr(truth, group), field.name))
             variables[f"{group}_{field.name}"] = ((*dims, "trait")[: value.ndim], value)
-    coords = {"stay": ("stay", np.asarray(truth.stay_id)), "trait": ("trait", list(TRAITS))}
+    coords = {"stay": ("stay", np.asarray(truth.stay_id)), "trait": store.labels("trait", TRAITS)}
     knobs = {name: float(value) for name, value in dataclasses.asdict(truth.knobs).items()}
     xr.Dataset(variables, coords, {"seed": truth.seed, **knobs}).to_zarr(Path(folder) / TRUTH, consolidated=False)
 
