@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import pandas as pd
 from rich.console import Console
+from rich.table import Table
 
 from sepsis_jax.errors import InputError
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -26,3 +31,34 @@ def run(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def table(frame: pd.DataFrame, *, title: str) -> Table:
+    """A DataFrame for the console: its index as the first column, numbers with four digits."""
+    out = Table(title=title, title_justify="left")
+    out.add_column(str(frame.index.name or ""))
+    for name in frame.columns:
+        out.add_column(str(name), justify="left" if frame[name].dtype.kind in "OUT" else "right")
+    for label, row in zip(frame.index, frame.itertuples(index=False), strict=True):
+        out.add_row(str(label), *(_cell(value) for value in row))
+    return out
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "-"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
+
+
+def write_json(path: Path, numbers: Mapping[str, float | int | None]) -> None:
+    """One flat object of numbers, written aside and renamed; what is not finite becomes null."""
+    finite = {name: None if value is None or not math.isfinite(value) else value for name, value in numbers.items()}
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(finite, indent=1) + "\n")
+        aside.rename(path)
+    except OSError as error:
+        raise InputError(path, expected="a file that can be written", found=error.strerror) from error

@@ -15,6 +15,7 @@ from sepsis_jax.agent.simulator import KEY_FEATURES
 from sepsis_jax.clinical.features import FEATURES, INDEX, URINE
 
 _PAGES = Environment(loader=PackageLoader("sepsis_jax.agent"), undefined=StrictUndefined, autoescape=True)
+FILE = "report.html"
 _EXITS = ("in the ICU at the end of the record", "died in the ICU", "left the ICU alive")
 
 

@@ -9,9 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from sepsis_jax.agent.case import Case
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.errors import InputError
+
+FILE = "transcripts.jsonl"
 
 
 def transcript(case: Case, messages: list[dict[str, str]], episodes: Episodes, row: int) -> dict[str, Any]:
@@ -51,6 +55,31 @@ def read(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(path, expected="one JSON object a line", found=str(error)) from error
+
+
+def table(transcripts: list[dict[str, Any]]) -> pd.DataFrame:
+    """The first decision of every case, for the console."""
+    rows = []
+    for one in transcripts:
+        first = one["decisions"][0]
+        chosen = next((f for f in first["considered"] if f["action"] == first["action"]), None)
+        row = {
+            "stay": one["stay_id"],
+            "MAP": round(first["obs"]["meanbp"]),
+            "lactate": round(first["obs"]["lactate"], 1),
+            "recommended": _levels(first["action"]),
+            "clinician": _levels(first["clinician"]),
+            "90-day mortality": f"{chosen['death_90d']:.1%}" if chosen else "-",
+            "support": f"{chosen['support']:.1%}" if chosen else "-",
+            "guideline": "broken" if "guideline" in first["broken"] else "kept",
+            "decisions": len(one["decisions"]),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("stay")
+
+
+def _levels(action: list[int] | None) -> str:
+    return "-" if action is None else f"({action[0]},{action[1]})"
 
 
 def _plain(value: Any) -> Any:

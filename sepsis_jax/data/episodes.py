@@ -77,9 +77,7 @@ class Episodes:
 
     def take(self, rows: Any) -> Episodes:
         """The stays at `rows` (int[N] or bool[B]), in that order."""
-        fields = {
-            name: None if value is None else np.asarray(value)[rows] for name, value in self.__dict__.items()
-        }
+        fields = {name: None if value is None else np.asarray(value)[rows] for name, value in self.__dict__.items()}
         return Episodes(**fields)
 
     def subset(self, split: str) -> Episodes:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from sepsis_jax import files
 from sepsis_jax.clinical.actions import ActionBins
 from sepsis_jax.clinical.features import NAMES, STATIC_UNITS, STATICS, UNITS
 from sepsis_jax.data.episodes import DTYPES, Episodes
@@ -22,6 +21,7 @@ from sepsis_jax.errors import InputError
 
 SCHEMA_VERSION = 1
 EPISODES, MANIFEST, TRUTH = "episodes.zarr", "manifest.json", "truth.zarr"
+KIND = "an Episodes store"
 
 _UNITS = {
     "weight_kg": "kg",
@@ -78,15 +78,10 @@ class Manifest:
         """Inverse of `to_dict`."""
         bins = ActionBins(**{name: tuple(values) for name, values in plain["action_bins"].items()})
         attrition = tuple((label, int(count)) for label, count in plain["attrition"])
-        return cls(
-            **plain
-            | {"action_bins": bins, "scaler": Scaler.from_dict(plain["scaler"]), "attrition": attrition}
-        )
+        return cls(**plain | {"action_bins": bins, "scaler": Scaler.from_dict(plain["scaler"]), "attrition": attrition})
 
 
-def save(
-    out: Path, episodes: Episodes, manifest: Manifest, *, extra: Callable[[Path], None] | None = None
-) -> None:
+def save(out: Path, episodes: Episodes, manifest: Manifest, *, extra: Callable[[Path], None] | None = None) -> None:
     """Write the store aside, then rename it to `out`; an older store of ours at `out` is replaced.
 
     Args:
@@ -96,36 +91,11 @@ def save(
     Raises:
       InputError: `out` is something else than a store, or cannot be written.
     """
-    check_replaceable(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise InputError(out, expected="a folder that can be written", found=error.strerror) from error
-    try:
-        aside.chmod(0o755)
-        to_dataset(episodes).to_zarr(aside / EPISODES, consolidated=False)
-        (aside / MANIFEST).write_text(json.dumps(manifest.to_dict(), indent=1) + "\n")
+    with files.replacing(out, MANIFEST, KIND) as folder:
+        to_dataset(episodes).to_zarr(folder / EPISODES, consolidated=False)
+        (folder / MANIFEST).write_text(json.dumps(manifest.to_dict(), indent=1) + "\n")
         if extra is not None:
-            extra(aside)
-        if out.exists():
-            shutil.rmtree(out)
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def check_replaceable(out: Path) -> None:
-    """Raise InputError unless `out` is absent, empty, or a store that may be replaced."""
-    if out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir())):
-        return
-    if out.exists():
-        raise InputError(
-            out,
-            expected="a new folder or an Episodes store",
-            found="something else",
-            hint="choose another --out",
-        )
+            extra(folder)
 
 
 def load(path: Path) -> tuple[Episodes, Manifest]:
@@ -142,9 +112,7 @@ def load_manifest(path: Path) -> Manifest:
     """The manifest alone; InputError as in `load`."""
     file = Path(path) / MANIFEST
     if not file.is_file():
-        raise InputError(
-            file, expected="an Episodes store", found="no such file", hint="make one with prepare_data.py"
-        )
+        raise InputError(file, expected="an Episodes store", found="no such file", hint="make one with prepare_data.py")
     try:
         plain = json.loads(file.read_text())
         schema = plain["schema_version"]
@@ -176,14 +144,19 @@ def to_dataset(episodes: Episodes) -> xr.Dataset:
         variables[name] = (dims, np.asarray(value), attrs)
     coords = {
         "stay": ("stay", np.asarray(episodes.stay_id)),
-        "feature": ("feature", list(NAMES)),
-        "feature_units": ("feature", list(UNITS)),
-        "masked_feature": ("masked_feature", list(NAMES[:-1])),
-        "static_feature": ("static_feature", list(STATICS)),
-        "static_units": ("static_feature", list(STATIC_UNITS)),
-        "drug": ("drug", ["vasopressor", "fluid"]),
+        "feature": labels("feature", NAMES),
+        "feature_units": labels("feature", UNITS),
+        "masked_feature": labels("masked_feature", NAMES[:-1]),
+        "static_feature": labels("static_feature", STATICS),
+        "static_units": labels("static_feature", STATIC_UNITS),
+        "drug": labels("drug", ("vasopressor", "fluid")),
     }
     return xr.Dataset(variables, coords, {"schema_version": SCHEMA_VERSION})
+
+
+def labels(dim: str, names: Sequence[str]) -> tuple[str, np.ndarray]:
+    """A text coordinate; objects, because Zarr has no stable format for fixed-width text."""
+    return dim, np.array(names, dtype=object)
 
 
 def from_dataset(dataset: xr.Dataset, file: object = "dataset") -> Episodes:

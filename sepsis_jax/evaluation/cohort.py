@@ -45,8 +45,9 @@ def _characteristics(episodes: Episodes) -> dict[str, str]:
 
 
 def _spread(values: np.ndarray) -> str:
-    low, median, high = np.quantile(np.asarray(values, float), [0.25, 0.5, 0.75])
-    return f"{median:.3g} ({low:.3g}-{high:.3g})"
+    quartiles = np.quantile(np.asarray(values, float), [0.25, 0.5, 0.75])
+    low, median, high = (f"{q:.0f}" if abs(q) >= 100 else f"{q:.3g}" for q in quartiles)
+    return f"{median} ({low}-{high})"
 
 
 def _share(yes: np.ndarray, known: np.ndarray | None = None) -> str:
@@ -81,3 +82,21 @@ def action_shares(episodes: Episodes) -> pd.DataFrame:
     np.add.at(counts, (vasopressor, fluid), 1)
     index = pd.Index(range(LEVELS), name="vasopressor level")
     return pd.DataFrame(counts / counts.sum(), index, pd.Index(range(LEVELS), name="fluid level"))
+
+
+def flat(episodes: Episodes) -> dict[str, float | None]:
+    """The cohort's figures as one flat object; mortality is None where it is unknown throughout."""
+    features, shares = feature_table(episodes), action_shares(episodes)
+    numbers: dict[str, float | None] = {"stays": episodes.num_stays, "steps": int(episodes.valid.sum())}
+    for name in ("mortality_90d", "mortality_hospital"):
+        labels = np.asarray(getattr(episodes, name))
+        known = labels >= 0
+        numbers[name] = float(labels[known].mean()) if known.any() else None
+    for name, row in features.iterrows():
+        numbers |= {
+            f"{name}_{column.replace(' ', '_')}": float(row[column]) for column in ("mean", "SD", "measured share")
+        }
+    for vasopressor in range(LEVELS):
+        for fluid in range(LEVELS):
+            numbers[f"share_action_{vasopressor}_{fluid}"] = float(shares.loc[vasopressor, fluid])
+    return numbers

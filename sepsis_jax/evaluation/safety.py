@@ -6,6 +6,7 @@ Policies answer with levels; a level means its bin's median dose, for every poli
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -64,6 +65,30 @@ def _decided_on_record(episodes: Episodes, action: np.ndarray, doses: np.ndarray
     """Steps on recorded states: the level before is the recorded one, whoever decides."""
     recorded = guidelines.steps_of(episodes.obs, episodes.action, episodes.prior_action, doses, episodes.valid)
     return recorded._replace(action=np.asarray(action, np.int32))
+
+
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a policy, one column a rule: rate of steps at risk with its interval; the last row counts those steps."""
+    cells = table.assign(
+        cell=[
+            f"{row.rate:.1%} [{row.rate_low:.1%}, {row.rate_high:.1%}]" if row.at_risk else "none at risk"
+            for row in table.itertuples()
+        ]
+    )
+    out = cells.pivot(index="policy", columns="rule", values="cell")
+    out = out.loc[table["policy"].unique(), list(guidelines.RULES)]
+    own = table[table["policy"] == CLINICIANS].set_index("rule")["at_risk"]
+    out.loc["steps at risk (recorded states)"] = [str(int(own[rule])) for rule in out.columns]
+    return out.rename_axis(columns=None)
+
+
+def footnote(thresholds: Thresholds = Thresholds()) -> str:  # noqa: B008 (frozen)
+    """The thresholds, in words; they belong under every safety table."""
+    values = ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(thresholds).items())
+    return (
+        f"Thresholds: {values}. underdosing, overdosing and unsafe are definitions of this project. "
+        "Research software, not for care."
+    )
 
 
 def flat(table: pd.DataFrame) -> dict[str, float]:

@@ -34,7 +34,7 @@ class Trajectory:
       action: int8[H,2] what was given.
       vent_prob: f32[H] probability of invasive ventilation.
       sofa: f32[H] `proper` SOFA.
-      reward: f32[H] step rewards, 0 after the exit.
+      reward: f32[H] step rewards, 0 from the step of the exit on.
       exit: int8[H] 0 in the ICU at the end of the step, 1 died, 2 discharged, in this step or before.
       death_90d: f32[] probability of death within 90 days, given all of this.
       value: f32[] return: discounted step rewards and the expected terminal reward.
@@ -157,7 +157,8 @@ def _advance(
         "action": action,
         "vent_prob": step.vent_prob,
         "sofa": new.sofa,
-        "reward": jnp.where(there, reward, 0.0),
+        # As in `Reward.episode`, the step of the exit earns the outcome alone.
+        "reward": jnp.where(exit == EXIT_TRUNCATED, reward, 0.0),
         "exit": exit,
         "exit_before": carry.exit,
     }
@@ -170,7 +171,7 @@ def _select(condition: jax.Array, new: Any, old: Any) -> Any:
 
 def _sofa(world: World, obs: jax.Array, ventilated: jax.Array, action: jax.Array, urine: jax.Array) -> jax.Array:
     if world.reward.sofa == "published":
-        return sofa.published(obs, action[0], jnp.nansum(urine))
+        return sofa.published(obs, action[0], jnp.nansum(urine), ventilated)
     return sofa.proper(obs, ventilated, world.bins.doses(action)[0], urine.sum())
 
 

@@ -1,0 +1,62 @@
+"""Evaluate: `python evaluate.py --config configs/demo.yaml [--what world-model|safety|cohort|all] [--json FILE]`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from sepsis_jax import cli, config, pipeline
+from sepsis_jax.data import store
+from sepsis_jax.evaluation import cohort, safety, world_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Flags of evaluate.py.
+
+    Attributes:
+      what: which tables.
+      split: stays to evaluate on.
+      episodes: Episodes store; default RUN/episodes.
+      checkpoint: world model; default RUN/world_model.
+      json: file for the same numbers as one flat object.
+    """
+
+    what: Literal["all", "cohort", "world-model", "safety"] = "all"
+    split: Literal["train", "validation", "test"] = "test"
+    episodes: Path | None = None
+    checkpoint: Path | None = None
+    json: Path | None = None
+
+
+def main(argv: list[str]) -> None:
+    settings, flags = config.load(argv, Flags, description="Print the tables of a cohort, world model and policies.")
+    numbers: dict[str, float | None] = {}
+    path = flags.episodes or settings.episodes
+    if flags.what in ("all", "cohort"):
+        episodes, _ = store.load(path)
+        cli.console.print(cli.table(cohort.table_one(episodes), title="Table 1: median (quartiles) or n (%)"))
+        if flags.what == "cohort":
+            cli.console.print(cli.table(cohort.feature_table(episodes), title="Features, measured entries"))
+            cli.console.print(cli.table(cohort.action_shares(episodes), title="Share of each action"))
+        numbers |= cohort.flat(episodes)
+    if flags.what != "cohort":
+        loaded = pipeline.load(settings, path, flags.checkpoint or settings.checkpoint)
+        part = pipeline.part(loaded.episodes, flags.split, path)
+    if flags.what in ("all", "world-model"):
+        table, flat = world_model.evaluate(loaded.world.dynamics, loaded.params, part)
+        cli.console.print(cli.table(table, title=f"World model on {part.num_stays} {flags.split} stays"))
+        numbers |= flat
+    if flags.what in ("all", "safety"):
+        policies = pipeline.policies_on_record(settings, loaded, part)
+        rules = safety.safety_table(part, policies, loaded.manifest.action_bins)
+        cli.console.print(cli.table(safety.wide(rules), title="Rule violations, share of steps at risk [95 %]"))
+        cli.console.print(safety.footnote())
+        numbers |= safety.flat(rules)
+    if flags.json is not None:
+        cli.write_json(flags.json, numbers)
+
+
+if __name__ == "__main__":
+    cli.run(main)

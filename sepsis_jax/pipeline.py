@@ -1,0 +1,206 @@
+"""What the scripts do, from a config: prepare a cohort, assemble a world, recommend on recorded states."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sepsis_jax import files
+from sepsis_jax.agent.simulator import BatchedSimulator
+from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ALL_ACTIONS
+from sepsis_jax.clinical.reward import PUBLISHED
+from sepsis_jax.config import Config
+from sepsis_jax.data import builder, mimic, released, store
+from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.data.scaler import Scaler
+from sepsis_jax.data.store import Manifest
+from sepsis_jax.dynamics.patient import cohort as patient_cohort
+from sepsis_jax.dynamics.patient import truth as patient_truth
+from sepsis_jax.dynamics.protocol import history_at
+from sepsis_jax.dynamics.worldmodel.model import WorldModel
+from sepsis_jax.errors import InputError
+from sepsis_jax.policies import clinician, planner, rules
+from sepsis_jax.simulation.policy import Policy, probs_at
+from sepsis_jax.simulation.rollout import World
+
+RELEASED_FILES = ("episodes.pkl", "scaler_params_log.json", "episode_feature_config.json")
+"""What a folder of released files must hold."""
+
+
+def prepare(config: Config, source: Path | None, out: Path) -> tuple[Episodes, Manifest]:
+    """Make the Episodes store `out` from the config's kind of source (a folder, except for the simulator)."""
+    files.check_replaceable(out, store.MANIFEST, store.KIND)
+    kind = config.cohort.source
+    if kind == "simulator":
+        return _prepare_simulated(config, out)
+    if source is None or not source.is_dir():
+        hint = f"cohort.source is '{kind}': name its folder with --source"
+        raise InputError(source or "--source", expected="a folder", found="none", hint=hint)
+    prepared = {"mimic": _prepare_mimic, "events": _prepare_events, "released": _prepare_released}[kind]
+    episodes, manifest = prepared(config, source)
+    store.save(out, episodes, manifest)
+    return episodes, manifest
+
+
+def _prepare_simulated(config: Config, out: Path) -> tuple[Episodes, Manifest]:
+    settings = config.cohort
+    episodes, truth = patient_cohort.simulate_cohort(settings.patients, seed=settings.seed, knobs=settings.knobs)
+    train = episodes.subset("train")
+    if train.num_stays == 0:
+        raise InputError("cohort", field="patients", expected="enough for three splits", found=settings.patients)
+    manifest = Manifest(
+        source="simulator",
+        source_version=f"seed {settings.seed}",
+        cohort=dataclasses.asdict(settings),
+        action_bins=AI_CLINICIAN_BINS,
+        scaler=Scaler.fit(train.obs, _observed(train), train.static),
+        attrition=(("simulated stays", episodes.num_stays),),
+    )
+    store.save(out, episodes, manifest, extra=lambda folder: patient_truth.save(folder, truth))
+    return episodes, manifest
+
+
+def _observed(episodes: Episodes) -> np.ndarray:
+    """bool[B,T,F]: measured entries of recorded steps; urine is always counted."""
+    urine = np.ones((*episodes.valid.shape, 1), bool)
+    return np.concatenate([episodes.mask, urine], axis=-1) & episodes.valid[..., None]
+
+
+def _prepare_mimic(config: Config, source: Path) -> tuple[Episodes, Manifest]:
+    with tempfile.TemporaryDirectory(prefix="sepsis_jax-", dir=config.mimic.temp_dir) as folder:
+        extraction = mimic.extract(source, Path(folder) / "events", config.mimic)
+        episodes, built = builder.build(Path(folder) / "events", config.build, attrition=extraction.attrition)
+    facts = extraction.facts | built.pop("facts")
+    cohort = {"mimic": _definition(config.mimic), "build": built.pop("cohort")}
+    version, credentialed = str(facts.pop("version")), bool(facts.pop("credentialed"))
+    return episodes, Manifest("mimic-iv", version, cohort=cohort, credentialed=credentialed, facts=facts, **built)
+
+
+def _prepare_events(config: Config, source: Path) -> tuple[Episodes, Manifest]:
+    # Event tables of an own ICU are patient data until someone says otherwise.
+    episodes, built = builder.build(source, config.build)
+    return episodes, Manifest("events", str(source.name), credentialed=True, **built)
+
+
+def _prepare_released(config: Config, source: Path) -> tuple[Episodes, Manifest]:
+    episodes, scaler = released.load(*(source / name for name in RELEASED_FILES))
+    attrition = (("released episodes", episodes.num_stays),)
+    manifest = Manifest("released", "arXiv 2605.14723", {}, AI_CLINICIAN_BINS, scaler, attrition, credentialed=True)
+    return episodes, manifest
+
+
+def _definition(settings: Any) -> dict[str, Any]:
+    """Settings as JSON types."""
+    plain = dataclasses.asdict(settings)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """All that simulating on a cohort needs.
+
+    Attributes:
+      episodes, manifest: the cohort.
+      world: world model, bins, reward and the clinician estimate as the policy that continues plans.
+      params, policy_params: numbers of the world model and of the clinician estimate (fitted on train).
+    """
+
+    episodes: Episodes
+    manifest: Manifest
+    world: World
+    params: Any
+    policy_params: Any
+
+    @property
+    def policy(self) -> Policy:
+        """The clinician estimate."""
+        assert self.world.policy is not None
+        return self.world.policy
+
+
+def load(config: Config, episodes_path: Path, checkpoint_path: Path) -> Loaded:
+    """Read the cohort and the world model, and fit the clinician estimate on the train split."""
+    episodes, manifest = store.load(episodes_path)
+    model, params, trained_on = WorldModel.from_checkpoint(checkpoint_path)
+    if trained_on.action_bins != manifest.action_bins:
+        raise InputError(
+            checkpoint_path,
+            field="action_bins",
+            expected=f"the action bins of {episodes_path}",
+            found="others",
+            hint="train on this cohort with train_wm.py",
+        )
+    key = jax.random.key(config.agent.seed)
+    policy_params = clinician.fit(config.clinician, episodes.subset("train"), manifest.scaler, key)
+    policy = clinician.Clinician(config.clinician)
+    world = World(model, manifest.action_bins, PUBLISHED, policy)
+    return Loaded(episodes, manifest, world, params, policy_params)
+
+
+def simulator(config: Config, loaded: Loaded) -> BatchedSimulator:
+    """The simulator that the agent's cases ask."""
+    return BatchedSimulator(
+        loaded.world,
+        loaded.params,
+        loaded.policy_params,
+        config.planner,
+        seed=config.agent.seed,
+        concurrency=config.agent.concurrency,
+    )
+
+
+def part(episodes: Episodes, split: str, path: Path) -> Episodes:
+    """The stays of one split; InputError when there is none."""
+    chosen = episodes.subset(split)
+    if chosen.num_stays == 0:
+        raise InputError(path, field="split", expected=f"{split} stays", found="none")
+    return chosen
+
+
+def policies_on_record(config: Config, loaded: Loaded, episodes: Episodes) -> dict[str, np.ndarray]:
+    """Levels int8[B,T,2] that the built-in policies give on recorded states, by name."""
+    return {
+        "clinician estimate, most likely": followed_actions(loaded.policy, loaded.policy_params, episodes),
+        "no treatment": followed_actions(rules.Fixed(), None, episodes),
+        "guideline rule": followed_actions(rules.Guideline(), None, episodes),
+        "planner": planned_actions(config, loaded, episodes),
+    }
+
+
+def describe(config: Config, manifest: Manifest) -> dict[str, str]:
+    """Facts of a run for the top of its report."""
+    return {
+        "Cohort": f"{manifest.source}, {manifest.source_version}",
+        "World model": f"{config.world_model.architecture}, hidden {config.world_model.hidden}",
+        "Backend": f"{config.agent.backend}, {config.planner.samples} samples of {config.planner.horizon} steps of 4 h",
+        "Course": config.agent.follow.replace("_", " "),
+        "Seed": str(config.agent.seed),
+        "Code": f"sepsis_jax {manifest.code_version}",
+    }
+
+
+def planned_actions(config: Config, loaded: Loaded, episodes: Episodes) -> np.ndarray:
+    """int8[B,T,2]: what the planner recommends at every recorded decision (zeros at padding)."""
+    rows, steps = np.nonzero(episodes.valid)
+    histories = history_at(episodes, rows, steps)
+    seed = jax.random.key(config.agent.seed)
+    chosen = planner.recommend(
+        loaded.world, loaded.params, loaded.policy_params, histories, seed, config.planner
+    ).action
+    actions = np.zeros_like(episodes.action)
+    actions[rows, steps] = chosen
+    return actions
+
+
+def followed_actions(policy: Policy, params: Any, episodes: Episodes) -> np.ndarray:
+    """int8[B,T,2]: the most probable action of a policy at every recorded decision (zeros at padding)."""
+    rows, steps = np.nonzero(episodes.valid)
+    probs = probs_at(policy, params, history_at(episodes, rows, steps))
+    actions = np.zeros_like(episodes.action)
+    actions[rows, steps] = ALL_ACTIONS[np.asarray(probs).argmax(axis=-1)]
+    return actions
