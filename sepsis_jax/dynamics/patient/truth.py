@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from flax import struct
 
+from sepsis_jax.data import store
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.data.store import TRUTH
 from sepsis_jax.dynamics.patient.parameters import TRAITS, Knobs, Patient
