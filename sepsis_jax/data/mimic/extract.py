@@ -60,6 +60,14 @@ class MimicSettings:
     memory_limit: str = "1GB"
     temp_dir: Path | None = None
 
+    def __post_init__(self) -> None:
+        for field, expected, good in (
+            ("onset", "sofa or suspicion", self.onset in ("sofa", "suspicion")),
+            ("threads", "at least 1", self.threads is None or self.threads >= 1),
+        ):
+            if not good:
+                raise InputError("settings", field=field, expected=expected, found=getattr(self, field))
+
 
 _DEFINITION = tuple(
     field.name
@@ -203,22 +211,28 @@ def _facts(con: duckdb.DuckDBPyConnection, attrition: list[tuple[str, int]]) -> 
 @contextmanager
 def _staging(folder: Path, settings: MimicSettings) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB connection on a file that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix=".staging.", dir=settings.temp_dir or folder.parent) as scratch:
+    where = settings.temp_dir or folder.parent
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=".staging.", dir=where)
+    except OSError as error:
+        found = f"{where}: {error.strerror}"
+        raise InputError("settings", field="temp_dir", expected="a folder to write to", found=found) from error
+    with scratch as name:
+        # The order of rows is restored where tables are written.
         config: dict[str, Any] = {
             "memory_limit": settings.memory_limit,
-            "temp_directory": scratch,
+            "temp_directory": f"{name}/spill",
             "preserve_insertion_order": False,
         }
         if settings.threads is not None:
             config["threads"] = settings.threads
         try:
-            con = duckdb.connect(f"{scratch}/staging.duckdb", config=config)
+            con = duckdb.connect(f"{name}/staging.duckdb", config=config)
         except duckdb.Error as error:
-            raise InputError("threads, memory_limit", expected="what DuckDB takes", found=error) from error
-        try:
+            found = settings.memory_limit
+            raise InputError("settings", field="memory_limit", expected="a size like 2GB", found=found) from error
+        with con:
             yield con
-        finally:
-            con.close()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import csv
 from importlib import resources
 
 import duckdb
+import pandas as pd
 
 from sepsis_jax.clinical.vasopressors import NEE_FACTORS
 
@@ -35,21 +36,14 @@ def read(table: str) -> list[dict[str, str]]:
 def load(con: duckdb.DuckDBPyConnection) -> None:
     """Make the temporary tables items, charlson_codes and nee_factors, the variable antibiotics and the macros."""
     con.execute(_MACROS)
-    con.execute("CREATE TEMP TABLE items (source VARCHAR, itemid INTEGER, name VARCHAR, rule VARCHAR)")
-    con.executemany(
-        "INSERT INTO items VALUES (?, ?, ?, ?)",
-        [[row["source"], int(row["itemid"]), row["name"], row["rule"]] for row in read("items")],
-    )
-    con.execute(
-        "CREATE TEMP TABLE charlson_codes "
-        "(condition VARCHAR, points INTEGER, icd_version INTEGER, first_code VARCHAR, last_code VARCHAR)"
-    )
-    con.executemany(
-        "INSERT INTO charlson_codes VALUES (?, ?, ?, ?, ?)", [list(row.values()) for row in read("charlson")]
-    )
     # Any dose scores at least 3 points, so the choice of the table hardly moves the onset.
-    con.execute("CREATE TEMP TABLE nee_factors (treatment VARCHAR, factor DOUBLE)")
-    con.executemany(
-        "INSERT INTO nee_factors VALUES (?, ?)", [list(pair) for pair in NEE_FACTORS["goradia2020"].items()]
-    )
+    factors = [{"treatment": name, "factor": factor} for name, factor in NEE_FACTORS["goradia2020"].items()]
+    for table, frame in (
+        ("items", pd.DataFrame(read("items")).astype({"itemid": int})),
+        ("charlson_codes", pd.DataFrame(read("charlson")).astype({"points": int, "icd_version": int})),
+        ("nee_factors", pd.DataFrame(factors)),
+    ):
+        con.register("frame", frame)
+        con.execute(f"CREATE TEMP TABLE {table} AS FROM frame")
+        con.unregister("frame")
     con.execute("SET VARIABLE antibiotics = ?", ["|".join(row["fragment"] for row in read("antibiotics"))])
