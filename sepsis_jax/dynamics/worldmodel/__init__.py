@@ -1,0 +1,1 @@
+"""Learned world models: networks, training and checkpoints behind the `Dynamics` protocol."""

@@ -1,0 +1,94 @@
+"""World models on disk: one folder with `arrays` (Orbax), `worldmodel.json` and the training's `metrics.csv`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from sepsis_jax import files
+from sepsis_jax.data.store import Manifest
+from sepsis_jax.errors import InputError
+
+SCHEMA_VERSION = 1
+KIND = "a world-model checkpoint"
+ARRAYS, DESCRIPTION, METRICS = "arrays", "worldmodel.json", "metrics.csv"
+
+
+class Checkpoint(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+      model: fields of `WorldModel`.
+      arrays: weights by path inside the network, e.g. 'gru/cells/0/weight_ih'.
+      manifest: of the cohort that trained it, with the scaler and the action bins.
+      training: settings of the training run.
+    """
+
+    model: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    manifest: Manifest
+    training: dict[str, Any]
+
+
+def save(out: Path, checkpoint: Checkpoint, metrics: list[dict[str, float]]) -> None:
+    """Write the folder aside, then rename it to `out`; an older checkpoint at `out` is replaced.
+
+    Raises:
+      InputError: `out` is something else than a checkpoint, or cannot be written.
+    """
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "model": checkpoint.model,
+        "training": checkpoint.training,
+        "manifest": checkpoint.manifest.to_dict(),
+    }
+    with files.replacing(out, DESCRIPTION, KIND) as folder:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+            writer.save(folder / ARRAYS, ocp.args.PyTreeSave(checkpoint.arrays))
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+        with (folder / METRICS).open("w", newline="") as file:
+            table = csv.DictWriter(file, fieldnames=list(metrics[0]) if metrics else ["epoch"])
+            table.writeheader()
+            table.writerows(metrics)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a folder. Raises InputError for a missing, foreign, truncated or differently versioned one."""
+    path = Path(path).absolute()
+    description = _load_description(path / DESCRIPTION)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            names = reader.metadata(path / ARRAYS).item_metadata.tree
+            as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+            arrays = reader.restore(path / ARRAYS, ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except Exception as error:
+        raise InputError(path / ARRAYS, expected="readable Orbax arrays", found=_brief(error)) from error
+    try:
+        manifest = Manifest.from_dict(description["manifest"])
+        return Checkpoint(description["model"], arrays, manifest, description["training"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(path / DESCRIPTION, expected="the fields of a checkpoint", found=_brief(error)) from error
+
+
+def _load_description(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        hint = "train one with train_wm.py"
+        raise InputError(file, expected=KIND, found="no such file", hint=hint)
+    try:
+        description = json.loads(file.read_text())
+        schema = description["schema_version"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(file, expected="JSON with a schema_version", found=_brief(error)) from error
+    if schema != SCHEMA_VERSION:
+        hint = "train again with this version"
+        raise InputError(file, field="schema_version", expected=str(SCHEMA_VERSION), found=schema, hint=hint)
+    return description
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:120]}"

@@ -1,0 +1,78 @@
+"""A gated recurrent unit that loads PyTorch's weights exactly.
+
+With gates in the order r, z, n and both biases (Cho et al. 2014, as in `torch.nn.GRU`):
+
+    r = σ(W_ir x + b_ir + W_hr h + b_hr)
+    z = σ(W_iz x + b_iz + W_hz h + b_hz)
+    n = tanh(W_in x + b_in + r ∘ (W_hn h + b_hn))
+    h' = (1 - z) ∘ n + z ∘ h
+
+The three gates share one [in, 3H] and one [H, 3H] matrix (the transposes of PyTorch's). `flax.nnx.GRUCell` has no
+b_hn inside the product with r, so it cannot hold such weights.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class GRUCell(nnx.Module):
+    """One GRU layer for one vector; `vmap` it for a batch.
+
+    Attributes:
+      weight_ih: f32[in,3H]. weight_hh: f32[H,3H]. bias_ih, bias_hh: f32[3H].
+    """
+
+    def __init__(self, in_features: int, hidden: int, *, rngs: nnx.Rngs) -> None:
+        bound = hidden**-0.5
+
+        def uniform(*shape: int) -> nnx.Param[jax.Array]:
+            return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+
+        self.weight_ih = uniform(in_features, 3 * hidden)
+        self.weight_hh = uniform(hidden, 3 * hidden)
+        self.bias_ih = uniform(3 * hidden)
+        self.bias_hh = uniform(3 * hidden)
+
+    def __call__(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
+        """f32[H], f32[in] -> f32[H]."""
+        reset_x, update_x, new_x = jnp.split(x @ self.weight_ih[...] + self.bias_ih[...], 3)
+        reset_h, update_h, new_h = jnp.split(hidden @ self.weight_hh[...] + self.bias_hh[...], 3)
+        update = jax.nn.sigmoid(update_x + update_h)
+        new = jnp.tanh(new_x + jax.nn.sigmoid(reset_x + reset_h) * new_h)
+        return (1 - update) * new + update * hidden
+
+
+class StackedGRU(nnx.Module):
+    """L layers, each reading the one below; dropout between layers, as `torch.nn.GRU(dropout=...)`."""
+
+    def __init__(self, in_features: int, hidden: int, layers: int, dropout: float, *, rngs: nnx.Rngs) -> None:
+        sizes = [in_features] + [hidden] * (layers - 1)
+        self.cells = nnx.List([GRUCell(size, hidden, rngs=rngs) for size in sizes])
+        self.dropout = nnx.Dropout(dropout)
+        self.shape = (layers, hidden)
+
+    def initial(self) -> jax.Array:
+        """f32[L,H] zeros."""
+        return jnp.zeros(self.shape)
+
+    def __call__(self, hidden: jax.Array, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """One step: f32[L,H], f32[in] -> f32[L,H]. Consumes `key`; no key, no dropout."""
+        outputs: list[jax.Array] = []
+        for layer, cell in enumerate(self.cells):
+            if outputs:
+                layer_key = None if key is None else jax.random.fold_in(key, layer)
+                x = self.dropout(outputs[-1], deterministic=key is None, rngs=layer_key)
+            outputs.append(cell(hidden[layer], x))
+        return jnp.stack(outputs)
+
+    def unroll(self, xs: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """From zeros through f32[T,in]: the top layer's last output f32[H]. Consumes `key`."""
+
+        def step(hidden: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            index, x = inputs
+            return self(hidden, x, None if key is None else jax.random.fold_in(key, index)), None
+
+        return jax.lax.scan(step, self.initial(), (jnp.arange(len(xs)), xs))[0][-1]

@@ -1,0 +1,219 @@
+"""`WorldModel`: one face for all learned networks, and an implementation of the `Dynamics` protocol.
+
+At decision t the model has seen obs[0..t], the action before the first decision, and action[0..t-1]; `step` takes
+action[t] and gives obs[t+1]. Clinical units outside, z-scores inside: the scaler travels with the weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct, traverse_util
+
+from sepsis_jax.clinical import actions
+from sepsis_jax.data.scaler import Scaler
+from sepsis_jax.data.store import Manifest
+from sepsis_jax.dynamics.protocol import History, Step, step_keys
+from sepsis_jax.dynamics.worldmodel import checkpoint
+from sepsis_jax.dynamics.worldmodel.carry import CarryNetwork
+from sepsis_jax.dynamics.worldmodel.prediction import Prediction, draw
+from sepsis_jax.dynamics.worldmodel.published import PublishedNetwork
+from sepsis_jax.errors import InputError
+
+Architecture = Literal["carry", "published"]
+
+
+@struct.dataclass
+class Params:
+    """All numbers of a world model: the network's weights (nested dict) and the scaler."""
+
+    network: Any
+    scaler: Scaler
+
+
+@struct.dataclass
+class PatientState:
+    """One patient at a decision.
+
+    Attributes:
+      memory: what the network keeps of the past: hidden state f32[L,H] (carry) or `Window` (published).
+      static: f32[3] (z-scores).
+      obs: f32[F] (clinical units) last observation, carried forward.
+      mask: bool[38] what of it was measured.
+      action: int8[2] levels given before it.
+    """
+
+    memory: Any
+    static: Any
+    obs: Any
+    mask: Any
+    action: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldModel:
+    """A network's layout. Hashable and static; the numbers are `Params`. Functions describe one trajectory.
+
+    Attributes:
+      architecture: 'carry' (default) or 'published'.
+      hidden: H, GRU width. layers: L, GRU depth.
+      dropout: rate between layers while training.
+    """
+
+    architecture: Architecture = "carry"
+    hidden: int = 128
+    layers: int = 2
+    dropout: float = 0.2
+
+    @classmethod
+    def from_checkpoint(cls, path: Path) -> tuple[WorldModel, Params, Manifest]:
+        """The model, its numbers and the manifest of its cohort (action bins, source). InputError if unreadable."""
+        loaded = checkpoint.load(path)
+        file = Path(path) / checkpoint.DESCRIPTION
+        try:
+            model = cls(**loaded.model)
+        except TypeError as error:
+            raise InputError(file, field="model", expected="fields of WorldModel", found=error) from error
+        if model.architecture not in get_args(Architecture):
+            names = " or ".join(get_args(Architecture))
+            raise InputError(file, field="architecture", expected=names, found=model.architecture)
+        expected = _flatten(jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(_network(model, jax.random.key(0))))))
+        for name in expected.keys() | loaded.arrays.keys():
+            shapes = [getattr(arrays.get(name), "shape", "nothing") for arrays in (expected, loaded.arrays)]
+            if shapes[0] != shapes[1]:
+                where = Path(path) / checkpoint.ARRAYS
+                raise InputError(where, field=name, expected=f"shape {shapes[0]}", found=shapes[1])
+        weights = {name: jnp.asarray(array) for name, array in loaded.arrays.items()}
+        scaler = jax.tree.map(jnp.asarray, loaded.manifest.scaler)
+        return model, Params(_unflatten(weights), scaler), loaded.manifest
+
+    def save(
+        self,
+        out: Path,
+        params: Params,
+        manifest: Manifest,
+        *,
+        training: dict[str, Any] | None = None,
+        metrics: list[dict[str, float]] | None = None,
+    ) -> None:
+        """Write a checkpoint that `from_checkpoint` reads back bit for bit; the manifest's scaler is `params`'."""
+        arrays = {name: np.asarray(array) for name, array in _flatten(params.network).items()}
+        manifest = dataclasses.replace(manifest, scaler=params.scaler)
+        contents = checkpoint.Checkpoint(dataclasses.asdict(self), arrays, manifest, training or {})
+        checkpoint.save(out, contents, metrics or [])
+
+    def init(self, scaler: Scaler, key: jax.Array) -> Params:
+        """Fresh weights. Consumes `key`."""
+        weights = nnx.to_pure_dict(nnx.state(_network(self, key)))
+        return Params(weights, jax.tree.map(jnp.asarray, scaler))
+
+    def encode(self, params: Params, history: History) -> PatientState:
+        """State at the decision about step `history.length - 1`; later rows are not read."""
+        memory, _ = self._read(params, history, None)
+        now = history.length - 1
+        static = params.scaler.normalize_static(history.static)
+        return PatientState(memory, static, history.obs[now], history.mask[now], _before(history)[now])
+
+    def encode_all(self, params: Params, history: History, key: jax.Array | None = None) -> PatientState:
+        """States at the decisions about every step, with leading T. Consumes `key` (dropout)."""
+        _, memory = self._read(params, history, key)
+        static = params.scaler.normalize_static(history.static)
+        statics = jnp.broadcast_to(static, (len(history.obs), *static.shape))
+        return PatientState(memory, statics, history.obs, history.mask, _before(history))
+
+    def advance(
+        self,
+        params: Params,
+        state: PatientState,
+        action: jax.Array,
+        obs: jax.Array,
+        mask: jax.Array,
+        key: jax.Array | None = None,
+    ) -> PatientState:
+        """State after `obs` f32[F] (clinical units) followed `action` int[2]. Consumes `key` (dropout)."""
+        z = params.scaler.normalize(obs)
+        network = self._merge(params)
+        memory = network.observe(state.memory, state.static, z, mask, actions.one_hot(action), key)
+        return PatientState(memory, state.static, obs, mask, action.astype(jnp.int8))
+
+    def decode(
+        self, params: Params, state: PatientState, action: jax.Array, key: jax.Array | None = None
+    ) -> Prediction:
+        """Distribution of the next step (z-scores) under `action` int[2]. Consumes `key` (dropout)."""
+        z = params.scaler.normalize(state.obs)
+        return self._merge(params).predict(state.memory, state.static, z, actions.one_hot(action), key)
+
+    def step(self, params: Params, state: PatientState, action: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
+        """Draw the next 4 h under `action` int[2]. Consumes `key`; without an exit model the hazards are 0."""
+        prediction = self.decode(params, state, action)
+        obs, mask = draw(prediction, params.scaler, state.obs, state.mask, key)
+        hazard = jnp.zeros(2) if prediction.exit_logit is None else jax.nn.sigmoid(prediction.exit_logit)
+        step = Step(obs=obs, mask=mask, vent_prob=jax.nn.sigmoid(prediction.vent_logit), exit_hazard=hazard)
+        return self.advance(params, state, action, obs, mask), step
+
+    def unroll(self, params: Params, state: PatientState, plan: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
+        """Follow `plan` int[H,2] without exits: last state, Step with leading H. Consumes `key` as `rollout` does."""
+
+        def body(state: PatientState, inputs: tuple[jax.Array, jax.Array]) -> tuple[PatientState, Step]:
+            index, action = inputs
+            return self.step(params, state, action, step_keys(key, index).noise)
+
+        return jax.lax.scan(body, state, (jnp.arange(len(plan)), plan))
+
+    def outcome(self, params: Params, state: PatientState) -> jax.Array:
+        """f32[]: probability of death within 90 days of someone who leaves the ICU, alive, in this state."""
+        return jax.nn.sigmoid(self.outcome_logit(params, state))
+
+    def outcome_logit(self, params: Params, state: PatientState, key: jax.Array | None = None) -> jax.Array:
+        """f32[]: log odds of `outcome`. Consumes `key` (dropout)."""
+        return self._merge(params).mortality_logit(state.memory, state.static, key)
+
+    def _merge(self, params: Params) -> CarryNetwork | PublishedNetwork:
+        return nnx.merge(_graph(self), params.network)
+
+    def _read(self, params: Params, history: History, key: jax.Array | None) -> tuple[Any, Any]:
+        """Scan the history: the network's memory at its end, and at every step with leading T."""
+        network = self._merge(params)
+        static = params.scaler.normalize_static(history.static)
+        z = params.scaler.normalize(history.obs)
+        steps = jnp.arange(len(z))
+
+        def body(memory: Any, inputs: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+            t, z, mask, action = inputs
+            step_key = None if key is None else jax.random.fold_in(key, t)
+            new = network.observe(memory, static, z, mask, action, step_key)
+            kept = jax.tree.map(lambda a, b: jnp.where(t < history.length, a, b), new, memory)
+            return kept, kept
+
+        inputs = (steps, z, history.mask, actions.one_hot(_before(history)))
+        return jax.lax.scan(body, network.initial(), inputs)
+
+
+def _before(history: History) -> jax.Array:
+    """int8[T,2]: the action before each observation."""
+    return jnp.concatenate([history.prior_action[None], history.action[:-1]]).astype(jnp.int8)
+
+
+def _network(model: WorldModel, key: jax.Array) -> CarryNetwork | PublishedNetwork:
+    kind = CarryNetwork if model.architecture == "carry" else PublishedNetwork
+    return kind(model.hidden, model.layers, model.dropout, rngs=nnx.Rngs(key))
+
+
+@lru_cache(maxsize=64)
+def _graph(model: WorldModel) -> Any:
+    return nnx.split(nnx.eval_shape(lambda: _network(model, jax.random.key(0))))[0]
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    return {"/".join(map(str, path)): leaf for path, leaf in traverse_util.flatten_dict(tree).items()}
+
+
+def _unflatten(flat: dict[str, Any]) -> Any:
+    paths = {tuple(int(k) if k.isdigit() else k for k in name.split("/")): leaf for name, leaf in flat.items()}
+    return traverse_util.unflatten_dict(paths)
