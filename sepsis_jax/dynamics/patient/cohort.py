@@ -12,7 +12,7 @@ from flax import struct
 
 from sepsis_jax.clinical import actions, sofa
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ActionBins
-from sepsis_jax.clinical.features import URINE
+from sepsis_jax.clinical.features import NUM_MASKED, URINE
 from sepsis_jax.data import splits
 from sepsis_jax.data.episodes import EXIT_DEATH, EXIT_TRUNCATED, Episodes
 from sepsis_jax.dynamics.patient.behaviour import propensities
@@ -94,8 +94,11 @@ def _simulate_chunk(dynamics: PatientDynamics, seed: jax.Array, stay_id: jax.Arr
 
 
 def _simulate_stay(dynamics: PatientDynamics, key: jax.Array, params: Params) -> _Stay:
-    """One stay of MAX_STEPS decisions; the steps after the exit are cut off later. Consumes `key`."""
-    state, mask = dynamics.admit(params, jax.random.fold_in(key, _ADMISSION))
+    """One stay of MAX_STEPS decisions; the steps after the exit are cut off later. Consumes `key`.
+
+    The scan starts one step before the first decision, without treatment: it makes the first observation.
+    """
+    state = dynamics.admit(params, jax.random.fold_in(key, _ADMISSION))
     patient = state.patient
 
     def decide(carry: tuple[PatientState, Any, Any, Any], index: Any) -> tuple[Any, _Decision]:
@@ -103,7 +106,8 @@ def _simulate_stay(dynamics: PatientDynamics, key: jax.Array, params: Params) ->
         keys = step_keys(key, index)
         hidden = params.knobs.unmeasured * patient.frailty
         probs = propensities(state.obs, previous, state.hours, given, patient.style, hidden)
-        action = actions.decode(jax.random.categorical(keys.action, jnp.log(probs)))
+        drawn = actions.decode(jax.random.categorical(keys.action, jnp.log(probs)))
+        action = jnp.where(index < 0, 0, drawn)
         dose = dynamics.doses(patient, action)
         after, step = dynamics.step(params, state, action, keys.noise)
         exit = sample_exit(step.exit_hazard, keys.exit)
@@ -111,8 +115,9 @@ def _simulate_stay(dynamics: PatientDynamics, key: jax.Array, params: Params) ->
         record = _Decision(state.obs, mask, state.latent, state.since, action, dose, probs, exit, death_90d)
         return (after, step.mask, action, given + dose[1] / 1000.0), record
 
-    start = (state, mask, jnp.zeros(2, jnp.int8), jnp.zeros(()))
-    _, steps = jax.lax.scan(decide, start, jnp.arange(MAX_STEPS))
+    start = (state, jnp.zeros(NUM_MASKED, bool), jnp.zeros(2, jnp.int8), jnp.zeros(()))
+    _, steps = jax.lax.scan(decide, start, jnp.arange(-1, MAX_STEPS))
+    steps = jax.tree.map(lambda x: x[1:], steps)
     return _Stay(patient, steps, jax.random.uniform(jax.random.fold_in(key, _OUTCOME)))
 
 

@@ -55,17 +55,13 @@ class PatientDynamics:
 
     bins: ActionBins = AI_CLINICIAN_BINS
 
-    def admit(self, params: Params, key: jax.Array) -> tuple[PatientState, jax.Array]:
-        """Draw a new patient at the first decision: (state, mask bool[38]). Consumes `key`."""
-        sizes = (parameters.NUM_NOISE, physiology.NUM_INITIAL_NOISE, NUM_FEATURES, observation.NUM_RECORD_NOISE)
-        constants, start, reading, drawing = _noise(key, sizes)
+    def admit(self, params: Params, key: jax.Array) -> PatientState:
+        """Draw a new patient, one step (without treatment) before the first observation. Consumes `key`."""
+        constants, start = _noise(key, (parameters.NUM_NOISE, physiology.NUM_INITIAL_NOISE))
         patient = parameters.draw_patient(constants, params.knobs)
         latent = physiology.initial(patient, start)
-        value = observation.measure(latent, patient, reading)
-        chance, unseen = jnp.asarray(observation.ADMISSION_CHANCE), jnp.zeros(len(observation.PANELS))
-        last = jnp.asarray(observation.FILL)
-        obs, mask, since = observation.record(value, chance, last, unseen, params.knobs, drawing)
-        return PatientState(patient, latent, obs, since, jnp.zeros(())), mask
+        last, since = jnp.asarray(observation.FILL), jnp.asarray(observation.NEVER)
+        return PatientState(patient, latent, last, since, -STEP_H * jnp.ones(()))
 
     def encode(self, params: Params, history: History) -> PatientState:
         """The true state at a recorded decision of one patient.

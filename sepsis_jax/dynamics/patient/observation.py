@@ -33,7 +33,8 @@ _PANEL_OF = np.array([next(i for i, names in enumerate(PANELS.values()) if n in 
 _BASE = np.array([3.6, -1.55, -1.75, -2.9, -2.6], np.float32)
 _SLOPE = np.array([0.0, 0.85, 0.9, 0.8, 0.9], np.float32)
 _OVERDUE = np.array([0.0, 0.45, 0.12, 0.22, 0.20], np.float32)
-ADMISSION_CHANCE = np.array([0.99, 0.95, 0.60, 0.62, 0.75], np.float32)
+NEVER = np.full(len(PANELS), 13.0, np.float32)
+"""f32[5] steps since a panel that was not measured yet; makes nearly all of them part of the admission."""
 _GAS = list(PANELS).index("gas")
 _ITEM_LOSS = np.where(_PANEL_OF == 0, 0.015, 0.03).astype(np.float32)
 # The three pressures come from one cuff or line: they are lost together, so that they always fit each other.

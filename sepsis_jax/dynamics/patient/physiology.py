@@ -132,7 +132,10 @@ def derive(x: Latent, p: Patient) -> Derived:
 
 
 def initial(p: Patient, z: jax.Array) -> Latent:
-    """State at admission, before any treatment, from standard normal z f32[NUM_INITIAL_NOISE]."""
+    """State one step before the first observation, from standard normal z f32[NUM_INITIAL_NOISE].
+
+    That step is simulated without treatment, so that slaved quantities (heart rate, urine) settle on the rest.
+    """
     u = p.severity
     inflammation = 0.60 * jnp.exp(0.65 * u)
     response = inflammation / (0.8 + inflammation)
@@ -142,7 +145,7 @@ def initial(p: Patient, z: jax.Array) -> Latent:
     ventilated = (sigmoid(-0.55 + 0.7 * u + 0.5 * (p.lung - 1.0)) > ndtr(z[2])) * 1.0
     liver = 0.15 + 0.12 * relu(u)
     zero = jnp.zeros(())
-    x = Latent(
+    return Latent(
         infection=0.16 * jnp.exp(0.35 * u + 0.6 * z[3]),
         inflammation=inflammation,
         damage=jnp.maximum(0.18 + 0.16 * u + 0.12 * z[4], 0.0),
@@ -153,7 +156,7 @@ def initial(p: Patient, z: jax.Array) -> Latent:
         interstitial=1.2 + 0.3 * u + 0.9 * z[6],
         water=jnp.maximum(0.25 + 0.15 * z[7], 0.0),
         liver=liver,
-        heart_rate=zero + 85.0,
+        heart_rate=85.0 + 12.0 * p.trait_mean[TRAIT["heart_rate"]],
         lactate=lactate,
         creatinine=p.creatinine * backlog,
         bun=_bun_at_rest(p) * backlog * jnp.exp(0.25 * z[8]),
@@ -168,10 +171,6 @@ def initial(p: Patient, z: jax.Array) -> Latent:
         fluid=zero,
         urine=zero,
     )
-    # Two rounds settle heart rate and pressure on each other.
-    for _ in range(2):
-        x = x.replace(heart_rate=_baroreflex(x, p, derive(x, p)))
-    return x.replace(urine=1000.0 * STEP_H * _urine_rate(x, derive(x, p)))
 
 
 def advance(x: Latent, p: Patient, dose: Any, fluid: Any, hours: Any, noise: jax.Array) -> tuple[Latent, jax.Array]:
