@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from sepsis_jax.data.episodes import Episodes
@@ -29,13 +28,12 @@ class Evaluation(NamedTuple):
     """The table in two forms.
 
     Attributes:
-      table: one row a metric: value, low, high (95 % interval), n (entries, steps or stays), reason why there is no
-        value, else ''.
-      metrics: the same as one flat object: <metric>, <metric>_low, <metric>_high; None where there is no value.
+      metrics: one flat object: <metric>, <metric>_low and <metric>_high (95 % interval); None where it has no value.
+      rows: metric, value, low, high, n (entries, steps or stays), reason (why there is no value, else '').
     """
 
-    table: pd.DataFrame
     metrics: dict[str, float | None]
+    rows: list[Row]
 
 
 def evaluate(
@@ -68,13 +66,13 @@ def evaluate(
         rows.append(_class_row(name, statistic, died, death_prob, counts[:, known]))
 
     prefix = "published_" if model.architecture == "published" else ""
-    table = pd.DataFrame(rows).set_index("metric").rename(index=lambda name: prefix + name)
-    return Evaluation(table, _flat(table))
+    rows = [row | {"metric": prefix + row["metric"]} for row in rows]
+    return Evaluation(_flat(rows), rows)
 
 
-def _flat(table: pd.DataFrame) -> dict[str, float | None]:
+def _flat(rows: list[Row]) -> dict[str, float | None]:
     ends = (("value", ""), ("low", "_low"), ("high", "_high"))
-    cells = {f"{name}{end}": float(row[column]) for name, row in table.iterrows() for column, end in ends}
+    cells = {row["metric"] + end: row[key] for row in rows for key, end in ends}
     return {name: value if np.isfinite(value) else None for name, value in cells.items()}
 
 
