@@ -16,9 +16,10 @@ from sepsis_jax.data.mimic import MimicSettings, extract, items
 DEMO = Path(
     os.environ.get("SEPSIS_JAX_MIMIC_DEMO", Path(__file__).parents[2] / "../shared/data/mimic-iv-demo-2.2")
 ).resolve()
-pytestmark = pytest.mark.skipif(
-    not DEMO.is_dir(), reason="no MIMIC-IV demo: set SEPSIS_JAX_MIMIC_DEMO to the folder that holds its hosp/ and icu/"
-)
+pytestmark = [
+    pytest.mark.xdist_group("mimic_demo"),
+    pytest.mark.skipif(not DEMO.is_dir(), reason="no MIMIC-IV demo; SEPSIS_JAX_MIMIC_DEMO can name its folder"),
+]
 BIN = 4 * 3600
 
 

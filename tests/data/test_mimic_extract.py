@@ -356,10 +356,10 @@ def test_an_earlier_result_is_replaced_and_anything_else_is_not(tmp_path):
     run(rich(), tmp_path)
     tables, _ = run(Mimic().septic(), tmp_path)
     assert len(tables["stays"]) == 1
-    (tmp_path / "events" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="events: expected no such folder"):
+    (tmp_path / "events" / "stays.parquet").rename(tmp_path / "events" / "mine.parquet")
+    with pytest.raises(InputError, match="events: expected a new folder or event tables"):
         run(Mimic().septic(), tmp_path)
-    assert (tmp_path / "events" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "events" / "mine.parquet").is_file()
 
 
 def _edit(table: str, change):

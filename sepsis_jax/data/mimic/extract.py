@@ -8,7 +8,6 @@ infection; of those, SOFA decides. `sql/` holds one query per step, named as the
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import duckdb
 import pandas as pd
 
+from sepsis_jax import files
 from sepsis_jax.clinical import sofa
 from sepsis_jax.data import events
 from sepsis_jax.data.cohort import WEIGHT_KG
@@ -101,7 +101,7 @@ def extract(source: Path, events_dir: Path, settings: MimicSettings | None = Non
     """
     settings = settings or MimicSettings()
     source, events_dir = Path(source).absolute(), Path(events_dir).absolute()
-    with _aside(events_dir) as folder, _staging(folder, settings) as con:
+    with files.replacing(events_dir, "stays.parquet", "event tables") as folder, _staging(folder, settings) as con:
         tables.attach(con, source)
         items.load(con)
         with tables.reading(source):
@@ -233,24 +233,3 @@ def _staging(folder: Path, settings: MimicSettings) -> Iterator[duckdb.DuckDBPyC
             raise InputError("settings", field="memory_limit", expected="a size like 2GB", found=found) from error
         with con:
             yield con
-
-
-@contextmanager
-def _aside(events_dir: Path) -> Iterator[Path]:
-    """A folder beside `events_dir` that takes its place when all went well."""
-    known = {f"{table}.parquet" for table in events.TABLES}
-    if events_dir.exists() and (not events_dir.is_dir() or {p.name for p in events_dir.iterdir()} - known):
-        raise InputError(events_dir, expected="no such folder, or event tables to replace", found="something else")
-    try:
-        events_dir.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{events_dir.name}.", dir=events_dir.parent))
-    except OSError as error:
-        raise InputError(events_dir, expected="a folder that can be written", found=error.strerror) from error
-    try:
-        folder.chmod(0o755)
-        yield folder
-        if events_dir.exists():
-            shutil.rmtree(events_dir)
-        folder.rename(events_dir)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
