@@ -20,7 +20,6 @@ import pandas as pd
 
 from sepsis_jax import files
 from sepsis_jax.clinical import sofa
-from sepsis_jax.data import events
 from sepsis_jax.data.cohort import WEIGHT_KG
 from sepsis_jax.data.mimic import items, tables
 from sepsis_jax.errors import InputError
@@ -122,9 +121,8 @@ def _cohort(con: duckdb.DuckDBPyConnection, source: Path, settings: MimicSetting
     con.execute("CREATE TEMP VIEW candidates AS FROM adults WHERE stay_id IN (SELECT stay_id FROM suspicion)")
     for name in ("chart_values", "lab_values", "urine_values", "infusions", "ventilation"):
         _make(con, name)
-    for name in ("measured", "treatments"):
+    for name in ("measured", "plausible", "treatments"):
         _make(con, name, kind="VIEW")
-    con.execute(f"CREATE TEMP VIEW plausible AS FROM measured WHERE {events.plausible()}")
     _make(con, "sofa_inputs")
     _score_sofa(con)
     _make(con, "sepsis")

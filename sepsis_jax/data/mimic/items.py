@@ -8,6 +8,7 @@ from importlib import resources
 import duckdb
 import pandas as pd
 
+from sepsis_jax.clinical.features import FEATURES
 from sepsis_jax.clinical.vasopressors import NEE_FACTORS
 
 RULES: tuple[str, ...] = ("", "fahrenheit", "fraction", "verbal", "irrigant", "arterial")
@@ -34,7 +35,7 @@ def read(table: str) -> list[dict[str, str]]:
 
 
 def load(con: duckdb.DuckDBPyConnection) -> None:
-    """Make the temporary tables items, charlson_codes and nee_factors, the variable antibiotics and the macros."""
+    """Make the temporary tables items, charlson_codes, nee_factors and features, the variable antibiotics and the macros."""
     con.execute(_MACROS)
     # Any dose scores at least 3 points, so the choice of the table hardly moves the onset.
     factors = [{"treatment": name, "factor": factor} for name, factor in NEE_FACTORS["goradia2020"].items()]
@@ -42,6 +43,7 @@ def load(con: duckdb.DuckDBPyConnection) -> None:
         ("items", pd.DataFrame(read("items")).astype({"itemid": int})),
         ("charlson_codes", pd.DataFrame(read("charlson")).astype({"points": int, "icd_version": int})),
         ("nee_factors", pd.DataFrame(factors)),
+        ("features", pd.DataFrame(FEATURES)[["name", "low", "high"]].rename(columns={"name": "feature"})),
     ):
         con.register("frame", frame)
         con.execute(f"CREATE TEMP TABLE {table} AS FROM frame")
