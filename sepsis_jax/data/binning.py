@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import duckdb
 import numpy as np
 
-from sepsis_jax.clinical.features import FEATURES, INDEX, NUM_FEATURES, NUM_MASKED, URINE
+from sepsis_jax.clinical.features import FEATURES, NUM_FEATURES, NUM_MASKED, URINE
 from sepsis_jax.clinical.vasopressors import FLUID_TONICITY, NEE_FACTORS
-from sepsis_jax.data.events import RATE_UNITS, VASOPRESSIN_UNITS, VASOPRESSORS, VOLUME_UNITS, plausible
+from sepsis_jax.data.events import RATE_UNITS, VASOPRESSIN_UNITS, VASOPRESSORS, VOLUME_UNITS
 
 BIN_HOURS = 4
 BIN_S = BIN_HOURS * 3600
@@ -72,14 +72,12 @@ def load(con: duckdb.DuckDBPyConnection, records: Records, conversion: str) -> N
 
 def _value_table() -> str:
     """Plausible values by bin; bin -1 is the look-back before tau, which urine does not have."""
-    feature = " ".join(f"WHEN '{name}' THEN {i}" for name, i in INDEX.items())
     return f"""
         CREATE TABLE value AS
         WITH timed AS (
-            SELECT pos, length, (CASE feature {feature} END)::UTINYINT AS feature, value,
-                   {seconds("hours")} - start_s AS at_s
-            FROM measurements JOIN record USING (stay_id)
-            WHERE {plausible()}
+            SELECT pos, length, index AS feature, value, {seconds("hours")} - start_s AS at_s
+            FROM measurements JOIN record USING (stay_id) JOIN vocabulary USING (feature)
+            WHERE value BETWEEN low AND high
         )
         SELECT pos, (CASE WHEN at_s < 0 THEN -1 ELSE at_s // {BIN_S} END)::INTEGER AS bin, feature, at_s, value
         FROM timed

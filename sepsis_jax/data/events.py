@@ -105,6 +105,8 @@ class _Rule(NamedTuple):
 def open_events(con: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
     """Check the four tables of `folder` and make them views of `con`: stays, measurements, treatments, intervals.
 
+    A table `vocabulary` (feature, index, low, high) comes with them, to join on.
+
     Returns:
       Rows of `measurements` outside the plausible range, by feature (those to drop).
 
@@ -114,6 +116,7 @@ def open_events(con: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
     if not Path(folder).is_dir():
         raise InputError(folder, expected="a folder of event tables", found="no such folder")
     paths = {table: _find(Path(folder), table) for table in TABLES}
+    _create_vocabulary(con)
     for table, path in paths.items():
         with reading(path):
             _create_views(con, table, path)
@@ -258,17 +261,18 @@ def _check_stay_ids(con: duckdb.DuckDBPyConnection, path: Path) -> None:
         raise InputError(path, expected="at least one stay", found="0 rows")
 
 
-def plausible() -> str:
-    """SQL predicate on (feature, value): believable. One event of urine or irrigant is no more than a bin may hold."""
-    ranges = [(f.name, -f.high if i == URINE else f.low, f.high) for i, f in enumerate(FEATURES)]
-    cases = " ".join(f"WHEN '{name}' THEN value BETWEEN {low} AND {high}" for name, low, high in ranges)
-    return f"CASE feature {cases} END"
+def _create_vocabulary(con: duckdb.DuckDBPyConnection) -> None:
+    """Temp table `vocabulary`: feature, its index and its plausible range. One event of urine or irrigant is no more
+    than a bin may hold."""
+    rows = [(f.name, i, -f.high if i == URINE else f.low, f.high) for i, f in enumerate(FEATURES)]
+    con.execute("CREATE TEMP TABLE vocabulary (feature VARCHAR, index UTINYINT, low DOUBLE, high DOUBLE)")
+    con.executemany("INSERT INTO vocabulary VALUES (?, ?, ?, ?)", rows)
 
 
 def _implausible(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, int]:
-    rows = con.execute(
-        f"SELECT feature, count(*), count_if(NOT {plausible()}) FROM measurements GROUP BY 1 ORDER BY 1"
-    ).fetchall()
+    rows = con.execute("""
+        SELECT feature, count(*), count_if(value NOT BETWEEN low AND high)
+        FROM measurements JOIN vocabulary USING (feature) GROUP BY feature ORDER BY feature""").fetchall()
     for name, total, outside in rows:
         if outside >= MIN_IMPLAUSIBLE_ROWS and outside > MAX_IMPLAUSIBLE_SHARE * total:
             feature = FEATURES[NAMES.index(name)]
