@@ -105,7 +105,7 @@ def _vitals(x: Latent, p: Patient, d: Derived, z: dict[str, jax.Array]) -> dict[
     mean_pressure = d.map + 3.0 * z["meanbp"]
     pulse = 51.0 + 16.0 * (d.output / p.cardiac_output - 0.9) + 0.14 * (p.age - 64.0)
     pulse = jnp.maximum(pulse + 10.0 * x.trait[TRAIT["pulse_pressure"]] + 2.0 * z["sysbp"], 15.0)
-    breathing = 17.3 + 3.6 * x.trait[TRAIT["breathing"]] + 1.6 * x.inflammation + 2.5 * d.hypoperfusion
+    breathing = 18.0 + 3.6 * x.trait[TRAIT["breathing"]] + 1.6 * x.inflammation + 2.5 * d.hypoperfusion
     return {
         "heart_rate": x.heart_rate + 4.0 * z["heart_rate"],
         "meanbp": mean_pressure,
@@ -136,14 +136,14 @@ def _blood_gas(x: Latent, d: Derived, z: dict[str, jax.Array]) -> dict[str, jax.
     paco2 = jnp.clip(paco2, 20.0, 95.0)
     ph = 6.11 + jnp.log10(bicarbonate / (0.0307 * paco2))  # Henderson-Hasselbalch
     # A sixth of the samples is venous or drawn badly: the published spread of PaO2 needs them.
-    venous = jnp.where(z["spo2"] * z["paco2"] < -0.72, 0.42, 1.0)
+    venous = jnp.where(z["fio2"] < -1.0, 0.42, 1.0)
     return {
         "bicarbonate": bicarbonate,
         "paco2": paco2,
         "ph": ph + 0.01 * z["ph"],
         "total_co2": bicarbonate + 0.0307 * paco2 + 0.6 + 0.6 * z["total_co2"],
         "base_excess": 0.93 * (bicarbonate - 24.4 + 14.8 * (ph - 7.4)) + 0.4 * z["base_excess"],  # van Slyke
-        "pao2": d.pao2 * venous * jnp.exp(0.34 * z["pao2"]),
+        "pao2": 1.05 * d.pao2 * venous * jnp.exp(0.38 * z["pao2"]),
         "lactate": x.lactate * jnp.exp(0.08 * z["lactate"]),
         "calcium_free": 1.13 - 0.012 * x.inflammation + 0.062 * z["calcium_free"],
     }
@@ -171,7 +171,7 @@ def _blood_count_and_liver(x: Latent, p: Patient, d: Derived, z: dict[str, jax.A
     inr = jnp.exp(0.17 + 0.45 * x.liver + 0.07 * x.inflammation + 0.34 * trait[TRAIT["clotting"]])
     leucocytes = 2.13 + 0.12 * x.inflammation + 0.38 * trait[TRAIT["leucocytes"]] + 0.1 * z["wbc"]
     # Hepatocytes break down steeply with hepatic injury (shock liver).
-    alt = p.alt * jnp.exp(1.6 * jnp.minimum(x.liver, 3.0) + 0.12 * z["alt"])
+    alt = p.alt * jnp.exp(1.4 * jnp.minimum(x.liver, 3.0) + 0.12 * z["alt"])
     return {
         "hemoglobin": d.hemoglobin + 0.3 * z["hemoglobin"],
         "hematocrit": 3.06 * (d.hemoglobin + 0.3 * z["hemoglobin"]) + 0.7 * z["hematocrit"],
@@ -179,7 +179,7 @@ def _blood_count_and_liver(x: Latent, p: Patient, d: Derived, z: dict[str, jax.A
         "wbc": jnp.exp(leucocytes),
         "inr": inr,
         "pt": 10.9 * inr * jnp.exp(0.03 * z["pt"]),
-        "ptt": 27.0 * jnp.sqrt(inr) * jnp.exp(0.38 * z["ptt"]),
+        "ptt": 27.0 * jnp.sqrt(inr) * jnp.exp(0.46 * z["ptt"]),
         "albumin": _albumin(x, p) + 0.1 * z["albumin"],
         "alt": alt,
         "ast": 1.4 * alt * jnp.exp(0.25 * z["ast"]),

@@ -134,7 +134,7 @@ def draw_patient(noise: jax.Array, knobs: Knobs) -> Patient:
         contractility=jnp.exp(0.18 * z["contractility"]),
         kidney=kidney,
         cardiac_output=5.4 * jnp.exp(0.12 * z["cardiac_output"]),
-        creatinine=jnp.clip(0.80 / kidney * jnp.exp(0.15 * z["creatinine"]), 0.3, 12.0),
+        creatinine=jnp.clip(0.72 / kidney * jnp.exp(0.15 * z["creatinine"]), 0.3, 12.0),
         hemoglobin=10.3 + 1.7 * z["hemoglobin"],
         platelet=232.0 * jnp.exp(0.46 * z["platelet"]),
         bilirubin=_bilirubin(z, chance),
@@ -142,9 +142,9 @@ def draw_patient(noise: jax.Array, knobs: Knobs) -> Patient:
         albumin=3.0 + 0.36 * z["albumin"],
         immunity=jnp.exp(0.30 * z["immunity"]),
         leak=jnp.exp(0.30 * z["leak"]),
-        lung=jnp.where(chance("lung_injury", 0.45), 1.55, 0.70) * jnp.exp(0.35 * z["lung"]),
+        lung=jnp.where(chance("lung_injury", 0.45), 1.55, 0.70) * jnp.exp(0.32 * z["lung"]),
         vasopressor_ed50=0.34 * jnp.exp(0.30 * z["ed50"]),
-        vasoplegia=jnp.minimum(0.70 * jnp.exp(0.72 * z["vasoplegia"]), 3.4),
+        vasoplegia=jnp.minimum(0.62 * jnp.exp(0.72 * z["vasoplegia"]), 3.4),
         antibiotic=jnp.where(chance("antibiotic", 0.13), 0.2, 1.0),
         switch_h=36.0 + 24.0 * ndtr(z["switch"]),
         trait_mean=noise[len(_NORMALS) :],
@@ -152,10 +152,10 @@ def draw_patient(noise: jax.Array, knobs: Knobs) -> Patient:
 
 
 def _kidney(z: dict[str, jax.Array], years: jax.Array, points: jax.Array, chance: Any) -> jax.Array:
-    """Kidney function: chronic disease in a tenth and more, end-stage disease in 3 %."""
+    """Kidney function: chronic disease in a tenth and more, end-stage disease in 2 %."""
     kidney = jnp.exp(-0.10 + 0.20 * z["kidney"] - 0.045 * points - 0.004 * years)
     kidney = kidney * jnp.where(chance("ckd", 0.10 + 0.012 * points), 0.38, 1.0)
-    return jnp.where(chance("esrd", 0.03), 0.15 * jnp.exp(0.3 * z["kidney"]), kidney)
+    return jnp.where(chance("esrd", 0.02), 0.15 * jnp.exp(0.3 * z["kidney"]), kidney)
 
 
 def _bilirubin(z: dict[str, jax.Array], chance: Any) -> jax.Array:
@@ -166,5 +166,5 @@ def _bilirubin(z: dict[str, jax.Array], chance: Any) -> jax.Array:
 
 def _alt(z: dict[str, jax.Array], chance: Any) -> jax.Array:
     """U/L: 6 % arrive with a hepatitis or a shock liver that raises it some twenty-fold."""
-    multiple = 22.0 * jnp.exp(0.8 * z["hepatitis_size"])
+    multiple = 16.0 * jnp.exp(0.8 * z["hepatitis_size"])
     return 22.0 * jnp.exp(0.80 * z["alt"]) * jnp.where(chance("hepatitis", 0.06), multiple, 1.0)

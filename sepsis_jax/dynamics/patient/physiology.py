@@ -116,7 +116,7 @@ def derive(x: Latent, p: Patient) -> Derived:
 
     pf = 430.0 * jnp.exp(-0.71 * p.lung * jnp.sqrt(x.tone_loss) - 0.34 * x.water + 0.1 * x.trait[TRAIT["oxygenation"]])
     pf = jnp.clip(pf, 50.0, 520.0)
-    titration = jnp.exp(0.16 * x.trait[TRAIT["oxygen_titration"]])
+    titration = jnp.exp(0.10 * x.trait[TRAIT["oxygen_titration"]])
     fio2 = jnp.clip((92.0 + 14.0 * x.ventilated) / pf * titration, 0.28, 1.0)
     pao2 = pf * fio2
     sao2 = 1.0 / (1.0 + 23400.0 / (pao2 * pao2 * pao2 + 150.0 * pao2))  # Severinghaus 1979
@@ -139,7 +139,7 @@ def initial(p: Patient, z: jax.Array) -> Latent:
     u = p.severity
     inflammation = 0.60 * jnp.exp(0.65 * u)
     response = inflammation / (0.8 + inflammation)
-    lactate = jnp.exp(0.40 + 0.45 * u + 0.35 * z[0])
+    lactate = jnp.exp(0.70 + 0.60 * u + 0.40 * z[0])
     kidney = p.kidney * jnp.exp(-0.75 * response * p.leak - 0.20 * relu(u) + 0.15 * z[1])
     backlog = jnp.sqrt(p.kidney / kidney)
     ventilated = (sigmoid(-0.55 + 0.7 * u + 0.5 * (p.lung - 1.0)) > ndtr(z[2])) * 1.0
@@ -156,7 +156,7 @@ def initial(p: Patient, z: jax.Array) -> Latent:
         interstitial=1.2 + 0.3 * u + 0.9 * z[6],
         water=jnp.maximum(0.25 + 0.15 * z[7], 0.0),
         liver=liver,
-        heart_rate=85.0 + 12.0 * p.trait_mean[TRAIT["heart_rate"]],
+        heart_rate=85.0 + 15.0 * p.trait_mean[TRAIT["heart_rate"]],
         lactate=lactate,
         creatinine=p.creatinine * backlog,
         bun=_bun_at_rest(p) * backlog * jnp.exp(0.25 * z[8]),
@@ -273,7 +273,7 @@ def _baroreflex(x: Latent, p: Patient, d: Derived) -> jax.Array:
         + 6.0 * d.squeeze
         + 0.96 * x.inflammation
         + 24.0 * x.fibrillation
-        + 12.0 * x.trait[TRAIT["heart_rate"]]
+        + 15.0 * x.trait[TRAIT["heart_rate"]]
     )
     return jnp.clip(x.heart_rate + 0.6 * (target - x.heart_rate), 45.0, 165.0)
 
@@ -298,7 +298,7 @@ def exit_hazard(x: Latent, p: Patient, hours: Any) -> jax.Array:
     """f32[2]: probability of death and of discharge at the end of the step that ends `hours` after admission."""
     d = derive(x, p)
     rate = jnp.exp(
-        -7.85
+        -8.00
         + 1.05 * x.damage
         + 2.1 * d.hypoperfusion
         + 0.16 * relu(x.lactate - 3.0)
@@ -316,7 +316,7 @@ def exit_hazard(x: Latent, p: Patient, hours: Any) -> jax.Array:
 def death_90d(x: Latent, p: Patient) -> jax.Array:
     """f32[]: probability of death within 90 days of a patient who leaves the ICU alive in this state."""
     return sigmoid(
-        -2.40
+        -2.52
         + 0.034 * (p.age - 64.0)
         + 0.15 * (p.charlson - 5.3)
         + 1.15 * x.damage
