@@ -7,6 +7,7 @@ import numpy as np
 from sepsis_jax.clinical import actions, features
 from sepsis_jax.clinical.features import INDEX, URINE
 from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.data.scaler import Scaler
 
 _NUM_VITALS = len(features.VITALS)
 
@@ -52,6 +53,13 @@ def make_episodes(num_stays: int, num_steps: int, seed: int, *, known_propensity
         split=rng.permutation(np.digitize(np.arange(num_stays), [0.7 * num_stays, 0.8 * num_stays])).astype(np.int8),
         propensity=np.where(valid[..., None], propensity, 0) if known_propensity else None,
     )
+
+
+def fit_scaler(episodes: Episodes) -> Scaler:
+    """Scaler of all stays."""
+    urine = np.ones((*episodes.valid.shape, 1), bool)
+    observed = np.concatenate([episodes.mask, urine], axis=-1) & episodes.valid[..., None]
+    return Scaler.fit(episodes.obs, observed, episodes.static)
 
 
 def _true_values(rng: np.random.Generator, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ action[t] and gives obs[t+1]. Clinical units outside, z-scores inside: the scale
 from __future__ import annotations
 
 import dataclasses
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -83,7 +83,7 @@ class WorldModel:
         if model.architecture not in get_args(Architecture):
             names = " or ".join(get_args(Architecture))
             raise InputError(file, field="architecture", expected=names, found=model.architecture)
-        expected = _flatten(jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(_network(model, jax.random.key(0))))))
+        expected = _flatten(jax.eval_shape(partial(_weights, model), jax.random.key(0)))
         for name in expected.keys() | loaded.arrays.keys():
             shapes = [getattr(arrays.get(name), "shape", "nothing") for arrays in (expected, loaded.arrays)]
             if shapes[0] != shapes[1]:
@@ -110,8 +110,7 @@ class WorldModel:
 
     def init(self, scaler: Scaler, key: jax.Array) -> Params:
         """Fresh weights. Consumes `key`."""
-        weights = nnx.to_pure_dict(nnx.state(_network(self, key)))
-        return Params(weights, jax.tree.map(jnp.asarray, scaler))
+        return Params(_weights(self, key), jax.tree.map(jnp.asarray, scaler))
 
     def encode(self, params: Params, history: History) -> PatientState:
         """State at the decision about step `history.length - 1`; later rows are not read."""
@@ -138,7 +137,7 @@ class WorldModel:
     ) -> PatientState:
         """State after `obs` f32[F] (clinical units) followed `action` int[2]. Consumes `key` (dropout)."""
         z = params.scaler.normalize(obs)
-        network = self._merge(params)
+        network = merge(self, params)
         memory = network.observe(state.memory, state.static, z, mask, actions.one_hot(action), key)
         return PatientState(memory, state.static, obs, mask, action.astype(jnp.int8))
 
@@ -147,7 +146,7 @@ class WorldModel:
     ) -> Prediction:
         """Distribution of the next step (z-scores) under `action` int[2]. Consumes `key` (dropout)."""
         z = params.scaler.normalize(state.obs)
-        return self._merge(params).predict(state.memory, state.static, z, actions.one_hot(action), key)
+        return merge(self, params).predict(state.memory, state.static, z, actions.one_hot(action), key)
 
     def step(self, params: Params, state: PatientState, action: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
         """Draw the next 4 h under `action` int[2]. Consumes `key`; without an exit model the hazards are 0."""
@@ -172,14 +171,11 @@ class WorldModel:
 
     def outcome_logit(self, params: Params, state: PatientState, key: jax.Array | None = None) -> jax.Array:
         """f32[]: log odds of `outcome`. Consumes `key` (dropout)."""
-        return self._merge(params).mortality_logit(state.memory, state.static, key)
-
-    def _merge(self, params: Params) -> CarryNetwork | PublishedNetwork:
-        return nnx.merge(_graph(self), params.network)
+        return merge(self, params).mortality_logit(state.memory, state.static, key)
 
     def _read(self, params: Params, history: History, key: jax.Array | None) -> tuple[Any, Any]:
         """Scan the history: the network's memory at its end, and at every step with leading T."""
-        network = self._merge(params)
+        network = merge(self, params)
         static = params.scaler.normalize_static(history.static)
         z = params.scaler.normalize(history.obs)
         steps = jnp.arange(len(z))
@@ -195,6 +191,11 @@ class WorldModel:
         return jax.lax.scan(body, network.initial(), inputs)
 
 
+def merge(model: WorldModel, params: Params) -> CarryNetwork | PublishedNetwork:
+    """The network with its weights as a flax module."""
+    return nnx.merge(_graph(model), params.network)
+
+
 def _before(history: History) -> jax.Array:
     """int8[T,2]: the action before each observation."""
     return jnp.concatenate([history.prior_action[None], history.action[:-1]]).astype(jnp.int8)
@@ -203,6 +204,11 @@ def _before(history: History) -> jax.Array:
 def _network(model: WorldModel, key: jax.Array) -> CarryNetwork | PublishedNetwork:
     kind = CarryNetwork if model.architecture == "carry" else PublishedNetwork
     return kind(model.hidden, model.layers, model.dropout, rngs=nnx.Rngs(key))
+
+
+@partial(jax.jit, static_argnums=0)
+def _weights(model: WorldModel, key: jax.Array) -> Any:
+    return nnx.to_pure_dict(nnx.state(_network(model, key)))
 
 
 @lru_cache(maxsize=64)
