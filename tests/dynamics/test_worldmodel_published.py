@@ -1,0 +1,61 @@
+"""The published layout against NumPy, from raw episodes to outputs."""
+
+import jax
+import numpy as np
+import oracles
+import pytest
+from factories import fit_scaler, make_episodes
+
+from sepsis_jax.dynamics.protocol import history_at
+from sepsis_jax.dynamics.worldmodel.model import WorldModel, merge
+from sepsis_jax.dynamics.worldmodel.published import OUTCOME_WINDOW, STATE_WINDOW
+
+MODEL = WorldModel("published", hidden=8, layers=2)
+
+
+@pytest.fixture(scope="module")
+def world():
+    episodes = make_episodes(3, 16, seed=1)
+    scaler = fit_scaler(episodes)
+    params = MODEL.init(scaler, jax.random.key(0))
+
+    @jax.jit
+    def predict(history, action):
+        state = MODEL.encode(params, history)
+        return MODEL.decode(params, state, action), MODEL.outcome(params, state)
+
+    static_z = (episodes.static - np.asarray(scaler.static_mean)) / np.asarray(scaler.static_sd)
+    return episodes, scaler, merge(MODEL, params), static_z, predict
+
+
+@pytest.mark.parametrize("step", [0, 4, 5, 6, 11, 15])
+def test_predictions_equal_the_oracle(world, step):
+    episodes, scaler, network, static_z, predict = world
+    action = np.array([3, 1])
+    history = jax.tree.map(lambda leaf: leaf[0], history_at(episodes, [1], [step]))
+    prediction, outcome = predict(history, action)
+    rows = oracles.published_input(episodes, scaler, 1, step, action, STATE_WINDOW)
+    expected = oracles.published_state(network.state, rows, static_z[1])
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(prediction, name), value, atol=2e-5, err_msg=name)
+    assert prediction.mask_logit is None and prediction.exit_logit is None
+
+    before = episodes.action[1, step - 1] if step else episodes.prior_action[1]
+    rows = oracles.published_input(episodes, scaler, 1, step, before, OUTCOME_WINDOW)
+    logit = oracles.published_outcome(network.outcome, rows, static_z[1])
+    np.testing.assert_allclose(outcome, oracles.sigmoid(logit), atol=2e-5)
+
+
+def test_layers_have_the_released_shapes():
+    scaler = fit_scaler(make_episodes(3, 2, seed=0))
+    network = jax.eval_shape(lambda: WorldModel("published").init(scaler, jax.random.key(0))).network
+    state, outcome = jax.tree.map(lambda leaf: leaf.shape, (network["state"], network["outcome"]))
+    for trunk in (state["trunk"], outcome["trunk"]):
+        assert trunk["static_embed"]["kernel"] == (3, 32)
+        assert trunk["act_embed"]["kernel"] == (10, 32)
+        assert [trunk["gru"]["cells"][i]["weight_ih"] for i in (0, 1)] == [(141, 384), (128, 384)]
+        assert trunk["gru"]["cells"][1]["bias_hh"] == (384,)
+    assert [state["vent_head"][i]["kernel"] for i in (0, 1)] == [(128, 64), (64, 1)]
+    assert state["trans_pre"]["kernel"] == (129, 128)
+    assert state["mu_head"]["kernel"] == state["log_sigma_head"]["kernel"] == (128, 39)
+    assert [outcome["outcome_head"][i]["kernel"] for i in (0, 1)] == [(128, 64), (64, 1)]
