@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
+
 from sepsis_jax import cli, config, pipeline
 from sepsis_jax.data import store
 from sepsis_jax.evaluation import cohort, safety, world_model
@@ -45,9 +47,10 @@ def main(argv: list[str]) -> None:
         loaded = pipeline.load(settings, path, flags.checkpoint or settings.checkpoint)
         part = pipeline.part(loaded.episodes, flags.split, path)
     if flags.what in ("all", "world-model"):
-        table, flat = world_model.evaluate(loaded.world.dynamics, loaded.params, part)
-        cli.console.print(cli.table(table, title=f"World model on {part.num_stays} {flags.split} stays"))
-        numbers |= flat
+        figures = world_model.evaluate(loaded.model, loaded.params, part)
+        title = f"World model on {part.num_stays} {flags.split} stays (95 % interval by patient)"
+        cli.console.print(cli.table(pd.DataFrame(figures.rows).set_index("metric"), title=title))
+        numbers |= figures.metrics
     if flags.what in ("all", "safety"):
         policies = pipeline.policies_on_record(settings, loaded, part)
         rules = safety.safety_table(part, policies, loaded.manifest.action_bins)

@@ -117,6 +117,12 @@ class Loaded:
     policy_params: Any
 
     @property
+    def model(self) -> WorldModel:
+        """The world model."""
+        assert isinstance(self.world.dynamics, WorldModel)
+        return self.world.dynamics
+
+    @property
     def policy(self) -> Policy:
         """The clinician estimate."""
         assert self.world.policy is not None

@@ -1,0 +1,269 @@
+"""The dialogue: what a case shows, how it follows the record, that nothing of the future leaks, and what is written."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import html
+import json
+
+import jax
+import numpy as np
+import pytest
+from factories import make_episodes
+from toy import MAP, toy_params, toy_world
+
+from sepsis_jax.agent import loop, report, transcripts
+from sepsis_jax.agent.backends import PlannerBackend
+from sepsis_jax.agent.case import Case
+from sepsis_jax.agent.settings import AgentSettings
+from sepsis_jax.agent.simulator import BatchedSimulator, Batcher
+from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ALL_ACTIONS
+from sepsis_jax.clinical.features import NAMES
+from sepsis_jax.errors import InputError
+from sepsis_jax.policies.planner import PlannerSettings
+from sepsis_jax.policies.rules import Guideline
+from sepsis_jax.simulation.rollout import simulate, trajectories
+
+EPISODES = make_episodes(8, 6, seed=11)
+SIMULATOR = BatchedSimulator(
+    toy_world(policy=Guideline()),
+    toy_params(),
+    None,
+    PlannerSettings(samples=16, horizon=3, batch_size=4),
+    seed=0,
+    concurrency=4,
+)
+
+
+def case_of(row=0, follow="recorded_until_deviation", episodes=EPISODES):
+    return Case(episodes, row, SIMULATOR, AI_CLINICIAN_BINS, follow)
+
+
+def recorded(row, step, episodes=EPISODES):
+    return tuple(int(level) for level in episodes.action[row, step])
+
+
+def other(action):
+    return ((action[0] + 1) % 5, action[1])
+
+
+class Clinicians:
+    """Backend that repeats the record."""
+
+    async def decide(self, case):
+        await case.prescribe(recorded(list(EPISODES.stay_id).index(case.stay_id), len(case.decisions)))
+
+
+def run(backend, rows, **options):
+    settings = AgentSettings(split="all", stays=0, concurrency=4, **options)
+    return loop.run(EPISODES, rows, SIMULATOR, AI_CLINICIAN_BINS, backend, settings)
+
+
+def test_following_the_record_lives_the_record():
+    for one, row in zip(run(Clinicians(), range(8)), range(8), strict=True):
+        length = int(EPISODES.length[row])
+        assert len(one["decisions"]) == length and not one["outcome"]["deviated"]
+        assert one["outcome"]["death_90d"] == float(EPISODES.mortality_90d[row])
+        assert one["outcome"]["exit"] == int(EPISODES.exit[row])
+        for step, decision in enumerate(one["decisions"]):
+            assert decision["source"] == "record" and decision["action"] == list(recorded(row, step))
+            np.testing.assert_allclose(list(decision["obs"].values()), EPISODES.obs[row, step], rtol=1e-6)
+
+
+def test_a_deviation_leaves_the_record_for_good():
+    row = int(EPISODES.length.argmax())
+
+    async def play():
+        case = case_of(row)
+        await case.prescribe(recorded(row, 0))
+        await case.prescribe(other(recorded(row, 1)))
+        assert case.outcome.deviated and not np.array_equal(case.history.obs[2], EPISODES.obs[row, 2])
+        await case.prescribe(recorded(row, 2))  # the same levels as the record's do not bring it back
+        assert case.outcome.deviated
+        return case
+
+    case = asyncio.run(play())
+    assert [d.source for d in case.decisions] == ["record", "record", "model"]
+
+
+def test_model_from_the_start_never_reads_the_second_recorded_observation():
+    changed = EPISODES.replace(obs=np.where(np.arange(6)[None, :, None] > 0, 77.0, EPISODES.obs).astype(np.float32))
+
+    async def play(episodes):
+        case = case_of(follow="model", episodes=episodes)
+        while not case.outcome.closed:
+            await case.prescribe((1, 1))
+        return [decision.obs for decision in case.decisions]
+
+    assert asyncio.run(play(EPISODES)) == asyncio.run(play(changed))
+
+
+def test_the_recorded_future_changes_nothing_that_a_case_shows():
+    """Same past, another future: messages, simulations and history at the open decision are equal."""
+    step = 2
+    future = np.arange(6)[None, :, None]
+    changed = EPISODES.replace(
+        obs=np.where(future > step, 50.0, EPISODES.obs).astype(np.float32),
+        mask=np.where(future > step, False, EPISODES.mask),
+        action=np.where(future >= step, 4, EPISODES.action).astype(np.int8),
+        mortality_90d=1 - EPISODES.mortality_90d,
+        exit=((EPISODES.exit + 1) % 3).astype(np.int8),
+    )
+
+    async def play(episodes):
+        case, shown = case_of(episodes=episodes), []
+        for t in range(step):
+            shown += case.observe()
+            await case.prescribe(recorded(0, t))
+        shown += case.observe()
+        return shown, await case.simulate(ALL_ACTIONS[:5]), case.history
+
+    (seen_a, futures_a, history_a), (seen_b, futures_b, history_b) = (
+        asyncio.run(play(EPISODES)),
+        asyncio.run(play(changed)),
+    )
+    assert seen_a == seen_b and futures_a == futures_b and len(seen_a) == step + 1
+    np.testing.assert_array_equal(history_a.obs, history_b.obs)
+
+
+def test_observe_speaks_once_a_decision_and_shows_only_new_measurements():
+    case = case_of()
+    (message,) = case.observe()
+    assert case.observe() == []
+    listed = message["content"].split("Newly measured: ")[1].split(", ")
+    measured = [name for name, seen in zip(NAMES[:38], EPISODES.mask[0, 0], strict=True) if seen]
+    assert [item.split()[0] for item in listed] == [*measured, "output_4hourly"]
+
+
+@pytest.mark.parametrize("action", [(5, 0), (0, -1), (0,), (1, 2, 3)])
+def test_prescribe_refuses_what_is_no_action(action):
+    case = case_of()
+    with pytest.raises(ValueError, match="levels are two integers"):
+        asyncio.run(case.prescribe(action))
+    assert case.decisions == [] and not case.outcome.closed
+
+
+def test_a_closed_case_stays_closed():
+    async def play():
+        case = case_of(follow="model")
+        while not case.outcome.closed:
+            await case.prescribe((0, 1))
+        with pytest.raises(ValueError, match="is closed"):
+            await case.prescribe((0, 1))
+        with pytest.raises(ValueError, match="is closed"):
+            await case.simulate(ALL_ACTIONS)
+        return case
+
+    assert asyncio.run(play()).observe() == []
+
+
+def test_answers_do_not_depend_on_who_else_asks():
+    async def alone():
+        return await case_of(2).simulate(ALL_ACTIONS)
+
+    async def together():
+        answers = await asyncio.gather(*(case_of(row).simulate(ALL_ACTIONS) for row in (0, 2, 5, 6, 7)))
+        return answers[1]
+
+    assert asyncio.run(alone()) == asyncio.run(together())
+
+
+def test_batcher_gathers_and_passes_errors_on():
+    sizes = []
+
+    def square(requests):
+        sizes.append(len(requests))
+        if -1 in requests:
+            raise RuntimeError("no")
+        return [r * r for r in requests]
+
+    async def ask(*requests):
+        batcher = Batcher(square, size=3)
+        return await asyncio.gather(*(batcher.ask(r) for r in requests), return_exceptions=True)
+
+    assert asyncio.run(ask(1, 2, 3, 4)) == [1, 4, 9, 16] and sizes == [3, 1]
+    assert all(isinstance(answer, RuntimeError) for answer in asyncio.run(ask(-1, 2)))
+
+
+def test_planner_backend_prescribes_its_best_allowed_candidate():
+    (one,) = run(PlannerBackend(), [3])
+    for decision in one["decisions"]:
+        allowed = [f for f in decision["considered"] if f["keeps_guideline"]]
+        assert len(decision["considered"]) == 25
+        assert decision["action"] == max(allowed, key=lambda f: f["value"])["action"]
+        assert "guideline" not in decision["broken"] and decision["rationale"]
+
+
+def test_runs_repeat_and_do_not_depend_on_concurrency():
+    first = run(PlannerBackend(), range(5))
+    assert first == run(PlannerBackend(), range(5))
+    alone = [run(PlannerBackend(), [row])[0] for row in range(5)]
+    assert first == alone
+
+
+def test_transcripts_round_trip_as_strict_json(tmp_path):
+    cases = run(PlannerBackend(), [0, 1])
+    transcripts.write(tmp_path / "t.jsonl", cases)
+    assert transcripts.read(tmp_path / "t.jsonl") == json.loads(json.dumps(cases))
+    (tmp_path / "t.jsonl").write_text('{"a": 1}\n{"a": ')
+    with pytest.raises(InputError, match="one JSON object a line"):
+        transcripts.read(tmp_path / "t.jsonl")
+
+
+def test_report_is_self_contained_and_escapes_text(tmp_path):
+    cases = run(PlannerBackend(), [0, 1])
+    evil = "<script>alert('x')</script>"
+    cases[0]["decisions"][0]["rationale"] = evil
+    cases[0]["patient"]["sex"] = evil
+    report.write(tmp_path / "r.html", cases, {"Cohort": evil})
+    page = (tmp_path / "r.html").read_text()
+    assert evil not in page and page.count(html.escape(evil, quote=False)[:15]) == 3
+    assert "not for care" in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page and "<link" not in page
+    assert page.count("data:image/svg+xml;base64,") == 4
+    for one in cases:
+        assert f"Stay {one['stay_id']}" in page
+
+
+def test_report_survives_nobody_left_in_the_icu(tmp_path):
+    """NaN statistics (all samples have left) become blanks."""
+    simulator = BatchedSimulator(
+        toy_world(policy=Guideline()),
+        dataclasses.replace(toy_params(), discharge=np.float32(1.0)),
+        None,
+        PlannerSettings(samples=4, horizon=2),
+        seed=0,
+        concurrency=1,
+    )
+    settings = AgentSettings(split="all")
+    cases = loop.run(EPISODES, [0], simulator, AI_CLINICIAN_BINS, PlannerBackend(), settings)
+    assert cases[0]["decisions"][0]["considered"][0]["median"]["meanbp"] == [None, None]
+    report.write(tmp_path / "r.html", cases, {})
+    assert "NaN" not in (tmp_path / "r.html").read_text()
+
+
+def test_choose_stays():
+    assert list(loop.choose_stays(EPISODES, AgentSettings(split="all", stays=3))) == [0, 1, 2]
+    test_rows = np.flatnonzero(EPISODES.split == 2)
+    assert list(loop.choose_stays(EPISODES, AgentSettings(split="test", stays=0))) == list(test_rows)
+    with pytest.raises(InputError, match="a split with stays"):
+        loop.choose_stays(EPISODES.replace(split=np.zeros(8, np.int8)), AgentSettings(split="test"))
+
+
+def test_living_noise_is_not_the_judging_noise():
+    """What a deviating case lives through must not be one of the samples its candidates were judged with."""
+
+    async def play():
+        case = case_of(follow="model")
+        history = case.history
+        await case.prescribe((1, 1))
+        return history, case.history.obs[1, MAP]
+
+    history, lived = asyncio.run(play())
+    batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], history)
+    plans = np.ones((1, 1, 1, 2), np.int8)
+    judged = simulate(
+        toy_world(), toy_params(), None, batch, plans, jax.random.key(0), record=trajectories, samples=16, horizon=1
+    )
+    assert np.abs(np.asarray(judged.obs[0, 0, :, 0, MAP]) - lived).min() > 1e-3

@@ -1,0 +1,133 @@
+"""Rules, the clinician estimate and the planner."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from factories import make_episodes
+from toy import LACTATE, MAP, toy_params, toy_world
+
+from sepsis_jax.clinical.actions import ALL_ACTIONS, encode
+from sepsis_jax.clinical.features import PUBLISHED_MEAN
+from sepsis_jax.data.scaler import Scaler
+from sepsis_jax.dynamics.protocol import history_at
+from sepsis_jax.policies import clinician, planner, rules
+from sepsis_jax.policies.clinician import Clinician, ClinicianSettings
+from sepsis_jax.policies.planner import PlannerSettings
+from sepsis_jax.simulation.policy import probs_at
+from sepsis_jax.simulation.rollout import simulate
+from sepsis_jax.simulation.statistics import summarize
+
+SETTINGS = PlannerSettings(samples=32, horizon=3, batch_size=4)
+EPISODES = make_episodes(12, 6, seed=5)
+
+
+@pytest.mark.parametrize(
+    ("meanbp", "lactate", "previous", "expected"),
+    [
+        (64.9, 1.0, 0, (1, 3)),
+        (65.0, 1.0, 1, (1, 1)),
+        (75.1, 1.0, 1, (0, 1)),
+        (75.1, 1.0, 0, (0, 1)),
+        (60.0, 1.0, 4, (4, 3)),
+        (80.0, 2.1, 2, (1, 3)),
+        (70.0, 2.0, 2, (2, 1)),
+    ],
+)
+def test_guideline_rule(meanbp, lactate, previous, expected):
+    obs = jnp.asarray(PUBLISHED_MEAN).at[MAP].set(meanbp).at[LACTATE].set(lactate)
+    probs, _ = rules.Guideline().probs(None, None, obs, jnp.ones(38, bool), jnp.array([previous, 2], jnp.int8))
+    assert tuple(ALL_ACTIONS[int(probs.argmax())]) == expected
+    assert float(probs.max()) == 1
+
+
+def test_fixed_rule_gives_its_levels():
+    probs, _ = rules.Fixed(2, 3).probs(None, None, None, None, None)
+    assert int(probs.argmax()) == 13 and float(probs.sum()) == 1
+
+
+def recommend(histories, settings=SETTINGS, **params):
+    toy = dataclasses.replace(toy_params(), **{k: jnp.float32(v) for k, v in params.items()})
+    return planner.recommend(toy_world(), toy, None, histories, jax.random.key(1), settings)
+
+
+def histories_with(meanbp, lactate):
+    histories = history_at(EPISODES, np.arange(6), np.full(6, 1))
+    obs = np.array(histories.obs)
+    obs[:, 1, MAP], obs[:, 1, LACTATE] = meanbp, lactate
+    return histories.replace(obs=obs)
+
+
+def test_planner_chooses_the_highest_return_among_the_allowed():
+    histories = histories_with(60.0, 3.0)
+    got = recommend(histories)
+    value = np.where(got.allowed, np.asarray(got.summary.value), -np.inf)
+    np.testing.assert_array_equal(encode(got.action), value.argmax(axis=1))
+    assert not got.allowed[:, 0].any() and got.allowed[:, 1:].all()  # G1 forbids (0,0) alone
+
+
+def test_planner_treats_hypotension_where_pressors_help():
+    """In the toy world a pressor level raises MAP by 3 and nothing harms: the planner must use it."""
+    assert (np.asarray(recommend(histories_with(50.0, 3.0)).action)[:, 0] >= 3).all()
+
+
+def test_shield_keeps_the_weaning_rule():
+    histories = histories_with(66.0, 1.0)
+    previous = np.asarray(histories.action)[:, 0, 0]
+    shielded = np.asarray(recommend(histories).action)[:, 0]
+    free = np.asarray(recommend(histories, dataclasses.replace(SETTINGS, shield=False)).action)[:, 0]
+    assert (shielded <= previous).all()
+    assert (free > previous).any(), "the shield must have something to hold back"
+
+
+def test_planner_does_not_depend_on_batch_mates():
+    histories = histories_with(60.0, 3.0)
+    alone = recommend(jax.tree.map(lambda leaf: np.asarray(leaf)[[2]], histories))
+    np.testing.assert_array_equal(alone.summary.value[0], recommend(histories).summary.value[2])
+
+
+def test_planner_value_is_that_of_simulate():
+    histories = histories_with(60.0, 3.0)
+    plans = np.broadcast_to(ALL_ACTIONS[None, :, None], (6, 25, 1, 2))
+    direct = simulate(
+        toy_world(), toy_params(), None, histories, plans, jax.random.key(1), record=summarize, samples=32, horizon=3
+    )
+    np.testing.assert_allclose(recommend(histories).summary.value, direct.value, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Clinicians who answer low MAP with (3, 2) nine times in ten, and else do (0, 1)."""
+    rng = np.random.default_rng(0)
+    episodes = make_episodes(300, 6, seed=9)
+    low = episodes.obs[..., MAP] < 75
+    chance = rng.random(low.shape)
+    action = np.where((low & (chance < 0.9))[..., None], [3, 2], [0, 1]).astype(np.int8)
+    episodes = episodes.replace(action=np.where(episodes.valid[..., None], action, 0).astype(np.int8))
+    observed = np.concatenate([episodes.mask, np.ones_like(episodes.mask[..., :1])], -1) & episodes.valid[..., None]
+    scaler = Scaler.fit(episodes.obs, observed, episodes.static)
+    settings = ClinicianSettings(updates=300, batch_size=256)
+    return settings, episodes, clinician.fit(settings, episodes, scaler, jax.random.key(0))
+
+
+def test_clinician_estimate_learns_and_is_a_distribution(fitted):
+    settings, episodes, params = fitted
+    probs = clinician.fitted_probs(Clinician(settings), params, episodes)
+    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
+    assert probs.min() >= settings.smoothing / 25 * 0.999
+    valid, meanbp = episodes.valid, episodes.obs[..., MAP]
+    clearly_low, clearly_high = valid & (meanbp < 68), valid & (meanbp > 84)
+    assert 0.75 < probs[clearly_low][:, 17].mean() < 0.97  # (3, 2)
+    assert probs[clearly_high][:, 1].mean() > 0.9  # (0, 1)
+
+
+def test_clinician_as_policy_equals_its_table(fitted):
+    settings, episodes, params = fitted
+    table = clinician.fitted_probs(Clinician(settings), params, episodes)
+    rows, steps = np.nonzero(episodes.valid)
+    got = probs_at(Clinician(settings), params, history_at(episodes, rows[:50], steps[:50]))
+    np.testing.assert_allclose(got, table[rows[:50], steps[:50]], rtol=2e-4, atol=1e-6)

@@ -1,0 +1,217 @@
+"""Rollouts against a plain NumPy loop with the same random numbers, and what must hold for any dynamics."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from factories import make_episodes
+from toy import LACTATE, MAP, ToyParams, toy_params, toy_world
+
+from sepsis_jax.clinical import sofa
+from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ALL_ACTIONS
+from sepsis_jax.clinical.features import URINE
+from sepsis_jax.clinical.reward import OUTCOME_ONLY, PUBLISHED
+from sepsis_jax.dynamics.protocol import history_at, step_keys, trajectory_key
+from sepsis_jax.simulation.rollout import rollout, simulate, trajectories
+from sepsis_jax.simulation.statistics import summarize
+
+HORIZON, SAMPLES = 5, 16
+SEED = jax.random.key(7)
+EPISODES = make_episodes(6, 8, seed=3)
+HISTORIES = history_at(EPISODES, [0, 1, 2], [0, 1, 1])
+
+
+def one(histories, row):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[row], histories)
+
+
+def run(histories, plans, *, record=trajectories, samples=SAMPLES, world=None, params=None, **options):
+    world = toy_world() if world is None else world
+    params = toy_params() if params is None else params
+    plans = jnp.asarray(plans, jnp.int8)
+    out = simulate(
+        world, params, None, histories, plans, SEED, record=record, samples=samples, horizon=HORIZON, **options
+    )
+    return jax.tree.map(np.asarray, out)
+
+
+def full_plans(batch, candidates=ALL_ACTIONS):
+    plans = np.repeat(np.asarray(candidates)[None, :, None], HORIZON, axis=2)
+    return np.broadcast_to(plans, (batch, *plans.shape[1:]))
+
+
+def oracle(history, plan, sample):
+    """The toy world by hand, for one trajectory: a Python loop over steps in plain floats."""
+    key = trajectory_key(SEED, history.stay_id, history.length - 1, sample)
+    last = int(history.length) - 1
+    obs = np.array(history.obs[last], np.float64)
+    action = np.array(history.action[last - 1] if last else history.prior_action)
+    urine = [float(history.obs[t, URINE]) if t >= 0 else math.nan for t in range(last - 5, last + 1)]
+    before = _published_sofa(obs, action[0], urine, ventilated=False)
+    exit, total, steps = 0, 0.0, []
+    for i, action in enumerate(plan):
+        keys = step_keys(key, i)
+        noise = np.asarray(jax.random.normal(keys.noise, (2,)), np.float64)
+        uniform = np.asarray(jax.random.uniform(keys.exit, (2,)))
+        lactate = obs[LACTATE]
+        obs = obs.copy()
+        obs[MAP] += 3 * (int(action[0]) - 1) + 4 * noise[0]
+        obs[LACTATE] = max(obs[LACTATE] - 0.2 * (int(action[1]) - 1) + 0.1 * noise[1], 0.1)
+        urine = [*urine[1:], obs[URINE]]
+        after = _published_sofa(obs, action[0], urine, ventilated=False)
+        exit = 1 if uniform[0] < 0.02 * (75 - obs[MAP]) else 2 if uniform[1] < 0.05 else 0
+        steps.append(obs)
+        if exit:
+            break
+        total += -0.025 * (after == before > 0) - 0.125 * (after - before) - 2 * math.tanh(obs[LACTATE] - lactate)
+        before = after
+    died = 1.0 if exit == 1 else 1 / (1 + math.exp(-((65 - obs[MAP]) / 10 + obs[LACTATE] - 3)))
+    return np.array(steps), exit, total + 15 * (1 - 2 * died), died
+
+
+def _published_sofa(obs, level, urine, *, ventilated):
+    return float(sofa.published(np.float32(obs), int(level), np.float32(np.nansum(urine)), ventilated))
+
+
+def test_trajectories_equal_a_numpy_loop():
+    plans = full_plans(3, [(0, 0), (1, 2), (4, 4)])
+    got = run(HISTORIES, plans)
+    exits = set()
+    for b in range(3):
+        for k in range(3):
+            for s in range(SAMPLES):
+                steps, exit, value, died = oracle(one(HISTORIES, b), plans[b, k], s)
+                exits.add(exit)
+                np.testing.assert_allclose(got.obs[b, k, s, : len(steps)], steps, rtol=1e-5, atol=1e-3)
+                assert got.exit[b, k, s, -1] == exit
+                np.testing.assert_allclose(got.value[b, k, s], value, rtol=1e-4, atol=1e-3)
+                np.testing.assert_allclose(got.death_90d[b, k, s], died, rtol=1e-4, atol=1e-5)
+    assert exits == {0, 1, 2}, "the case must exercise every kind of end"
+
+
+def test_candidates_share_their_noise():
+    """Effects of an action under common random numbers are exact: the toy's are the same for every sample."""
+    params = dataclasses.replace(toy_params(), discharge=jnp.float32(0), death=jnp.float32(0))
+    got = run(HISTORIES, full_plans(3), params=params)
+    effect = got.obs[:, :, :, 0, MAP] - got.obs[:, :1, :, 0, MAP]
+    expected = 3.0 * ALL_ACTIONS[:, 0].astype(np.float32)
+    np.testing.assert_allclose(effect, np.broadcast_to(expected[None, :, None], effect.shape), atol=1e-3)
+
+
+def test_a_stay_does_not_depend_on_its_batch_mates_or_the_batch_size():
+    alone = run(one_batch(HISTORIES, [1]), full_plans(1))
+    for rows, batch_size in (([0, 1, 2], 16), ([2, 1], 1), ([1, 1, 0], 2)):
+        together = run(one_batch(HISTORIES, rows), full_plans(len(rows)), batch_size=batch_size)
+        position = rows.index(1)
+        for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+            np.testing.assert_array_equal(a[0], b[position])
+
+
+def one_batch(histories, rows):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], histories)
+
+
+def test_samples_steps_and_stays_draw_different_noise():
+    got = run(HISTORIES, full_plans(3, [(1, 1)]))
+    first = (
+        got.obs[:, 0, :, 0, MAP] - np.asarray([HISTORIES.obs[b, t, MAP] for b, t in ((0, 0), (1, 1), (2, 1))])[:, None]
+    )
+    assert len(np.unique(first.round(4))) == first.size
+
+
+def test_nothing_happens_after_the_exit():
+    params = dataclasses.replace(toy_params(), discharge=jnp.float32(0.5))
+    got = run(HISTORIES, full_plans(3, [(0, 0)]), params=params)
+    left = got.exit[..., :-1] != 0
+    assert left.any() and not left.all()
+    np.testing.assert_array_equal(got.obs[..., 1:, :][left], got.obs[..., :-1, :][left])
+    np.testing.assert_array_equal(got.exit[..., 1:][left], got.exit[..., :-1][left])
+    assert not got.mask[..., 1:, :][left].any()
+    assert (got.reward[got.exit != 0] == 0).all()
+
+
+def test_the_terminal_reward_is_discounted_to_the_exit():
+    """With a reward of +-15 alone and gamma 0.9, value = 0.9^(exit step) 15 (1 - 2 p)."""
+    world = toy_world(dataclasses.replace(OUTCOME_ONLY, gamma=0.9))
+    params = dataclasses.replace(toy_params(), discharge=jnp.float32(0.4))
+    got = run(HISTORIES, full_plans(3, [(2, 2)]), world=world, params=params)
+    step = np.where(got.exit[..., -1] == 0, HORIZON - 1, (got.exit == 0).sum(-1))
+    np.testing.assert_allclose(got.value, 0.9**step * 15 * (1 - 2 * got.death_90d), rtol=1e-5)
+    assert len(np.unique(step)) > 2
+
+
+def test_a_plan_gives_way_to_the_policy():
+    plans = np.broadcast_to(np.array([[4, 4]], np.int8), (3, 1, 1, 2))
+    got = run(HISTORIES, plans)
+    assert (got.action[..., 0, :] == 4).all()
+    # The guideline rule moves the vasopressor by at most one level a step.
+    change = np.diff(got.action[..., 0].astype(int), axis=-1)
+    assert np.abs(change).max() <= 1 and (change == -1).any()
+
+
+def test_without_a_policy_the_plan_must_cover_the_horizon():
+    with pytest.raises(ValueError, match="the plan covers 1 of 5 steps"):
+        run(HISTORIES, np.zeros((3, 1, 1, 2)), world=toy_world(policy=None))
+
+
+def test_a_history_ignores_what_comes_after_it():
+    """Rows at or beyond `length` must not matter: they are the future."""
+    obs, action = np.array(HISTORIES.obs), np.array(HISTORIES.action)
+    obs[0, 1:], action[0, 0:] = 1e6, 3
+    changed = HISTORIES.replace(obs=obs, action=action)
+    a, b = run(HISTORIES, full_plans(3, [(1, 1)])), run(changed, full_plans(3, [(1, 1)]))
+    np.testing.assert_array_equal(a.value[0], b.value[0])
+
+
+def test_single_rollout_equals_the_batched_one():
+    world, params, history = toy_world(), toy_params(), one(HISTORIES, 2)
+    plan = jnp.asarray([[1, 2]], jnp.int8)
+    key = trajectory_key(SEED, history.stay_id, history.length - 1, 3)
+    state = world.dynamics.encode(params, history)
+    single = rollout(world, params, None, history, state, plan, key, horizon=HORIZON)
+    batch = run(HISTORIES, np.broadcast_to(np.asarray(plan), (3, 1, 1, 2)))
+    np.testing.assert_allclose(single.obs, batch.obs[2, 0, 3], rtol=1e-5)
+
+
+def test_proper_sofa_follows_the_dose():
+    """Under the proper version a vasopressor dose scores 3 or 4 cardiovascular points."""
+    world = toy_world(dataclasses.replace(PUBLISHED, sofa="proper"))
+    plans = full_plans(3, [(0, 1), (1, 1), (4, 1)])
+    params = ToyParams(*(jnp.float32(v) for v in (0, 0, 0, 0, 0, 0)))  # nothing changes but the dose
+    got = run(HISTORIES, plans, world=world, params=params).sofa[..., 0]
+    low_map = np.asarray([HISTORIES.obs[b, t, MAP] < 70 for b, t in ((0, 0), (1, 1), (2, 1))])
+    assert AI_CLINICIAN_BINS.vaso_dose[1] <= 0.1 < AI_CLINICIAN_BINS.vaso_dose[4]
+    np.testing.assert_array_equal(got[:, 1, 0] - got[:, 0, 0], 3 - low_map)
+    np.testing.assert_array_equal(got[:, 2, 0] - got[:, 0, 0], 4 - low_map)
+
+
+def test_summary_equals_numpy_statistics():
+    params = dataclasses.replace(toy_params(), discharge=jnp.float32(0.3))
+    full = run(HISTORIES, full_plans(3, [(0, 0), (3, 1)]), params=params)
+    got = run(HISTORIES, full_plans(3, [(0, 0), (3, 1)]), params=params, record=summarize)
+    there = full.exit == 0
+    np.testing.assert_allclose(got.in_icu, there.mean(2), rtol=1e-6)
+    np.testing.assert_allclose(got.died, (full.exit == 1).mean(2), rtol=1e-6)
+    np.testing.assert_allclose(got.discharged, (full.exit == 2).mean(2), rtol=1e-6)
+    np.testing.assert_allclose(got.value, full.value.mean(2), rtol=1e-5)
+    np.testing.assert_allclose(got.value_se, full.value.std(2) / math.sqrt(SAMPLES), rtol=1e-3)
+    np.testing.assert_allclose(got.death_90d, full.death_90d.mean(2), rtol=1e-5)
+    for b, k, h in np.ndindex(3, 2, HORIZON):
+        alive = full.obs[b, k, there[b, k, :, h], h]
+        if len(alive) == 0:
+            assert np.isnan(got.median[b, k, h]).all() and np.isnan(got.map_below_65[b, k, h])
+            continue
+        np.testing.assert_allclose(got.low[b, k, h], np.quantile(alive, 0.1, axis=0), rtol=1e-4)
+        np.testing.assert_allclose(got.median[b, k, h], np.median(alive, axis=0), rtol=1e-4)
+        np.testing.assert_allclose(got.high[b, k, h], np.quantile(alive, 0.9, axis=0), rtol=1e-4)
+        np.testing.assert_allclose(got.mean[b, k, h], alive.mean(axis=0), rtol=1e-4)
+        np.testing.assert_allclose(got.map_below_65[b, k, h], (alive[:, MAP] < 65).mean(), rtol=1e-6)
+        np.testing.assert_allclose(got.lactate_above_2[b, k, h], (alive[:, LACTATE] > 2).mean(), rtol=1e-6)
+        now = HISTORIES.obs[b, HISTORIES.length[b] - 1, LACTATE]
+        np.testing.assert_allclose(got.lactate_falls[b, k, h], (alive[:, LACTATE] < now).mean(), rtol=1e-6)
+        np.testing.assert_allclose(got.ventilated[b, k, h], 0.25, rtol=1e-6)
