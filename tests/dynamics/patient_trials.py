@@ -122,7 +122,7 @@ def _treat(arm: Arm, state: Any, previous: Any, given: Any, clinician: Any) -> A
     titrated = jnp.clip(before[0] + move, 0.0, 4.0)
     needy = (pressure < 65) | (lactate > 2)
     guideline = jnp.where(needy & (given < 2.5), 3.0, jnp.where(needy, 2.0, 1.0))
-    restricted = jnp.where(needy & (state.hours < 6), 3.0, jnp.where(pressure < 60, 2.0, 0.0))
+    restricted = jnp.where(needy & (state.hours < 6), 3.0, jnp.where(needy, 2.0, 0.0))
     vaso = jnp.select([arm.vaso == CLINICIAN, arm.vaso == TITRATED], [clinician[0] * 1.0, titrated], arm.vaso)
     fluid = jnp.select(
         [arm.fluid == CLINICIAN, arm.fluid == GUIDELINE, arm.fluid == RESTRICTED],

@@ -214,7 +214,7 @@ def _substep(x: Latent, p: Patient, infusion: Any, antibiotic: Any) -> Latent:
         + 0.010 * relu(1.0 - d.pf / 130.0)
     )
     depressed = p.contractility * (1.0 - 0.28 * d.response - 0.12 * jnp.tanh(x.damage))
-    flooding = 0.0075 * (1.0 + 0.8 * x.inflammation) * relu(x.interstitial - 2.0)
+    flooding = 0.010 * (1.0 + 0.8 * x.inflammation) * relu(x.interstitial - 2.0)
     flooding = flooding + 0.045 * relu(d.filling - 11.5) / 4.0
     return x.replace(
         infection=x.infection * jnp.exp(_DT * growth),
@@ -279,8 +279,9 @@ def _baroreflex(x: Latent, p: Patient, d: Derived) -> jax.Array:
 
 
 def _urine_rate(x: Latent, d: Derived) -> jax.Array:
-    """L/h; with oedema and a good pressure off vasopressors, the clinicians' diuretics are part of the background."""
-    rate = 0.088 * jnp.clip(x.kidney, 0.02, 2.5) * sigmoid((d.map - 60.0) / 6.0)
+    """L/h. Excess interstitial fluid returns by the lymph and is excreted; with oedema and a good pressure off
+    vasopressors, the clinicians' diuretics are part of the background."""
+    rate = (0.058 + 0.035 * relu(x.interstitial)) * jnp.clip(x.kidney, 0.02, 2.5) * sigmoid((d.map - 60.0) / 6.0)
     rate = rate * jnp.exp(0.45 * jnp.clip(x.plasma, -1.5, 1.5) + 0.25 * x.trait[TRAIT["urine"]])
     unloading = (x.interstitial > 3.5) & (d.map > 68.0) & (x.dose < 0.1)
     return rate * jnp.where(unloading, 1.9, 1.0)
@@ -298,7 +299,7 @@ def exit_hazard(x: Latent, p: Patient, hours: Any) -> jax.Array:
     """f32[2]: probability of death and of discharge at the end of the step that ends `hours` after admission."""
     d = derive(x, p)
     rate = jnp.exp(
-        -8.00
+        -8.2
         + 1.05 * x.damage
         + 2.1 * d.hypoperfusion
         + 0.16 * relu(x.lactate - 3.0)
@@ -316,12 +317,12 @@ def exit_hazard(x: Latent, p: Patient, hours: Any) -> jax.Array:
 def death_90d(x: Latent, p: Patient) -> jax.Array:
     """f32[]: probability of death within 90 days of a patient who leaves the ICU alive in this state."""
     return sigmoid(
-        -2.52
+        -2.58
         + 0.034 * (p.age - 64.0)
         + 0.15 * (p.charlson - 5.3)
         + 1.15 * x.damage
         + (1.0 - x.kidney / p.kidney)
-        + 0.09 * relu(x.interstitial - 3.0)
+        + 0.13 * relu(x.interstitial - 3.0)
         + 0.45 * x.ventilated
         + 0.35 * p.frailty
     )
