@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 from event_tables import Tables
@@ -13,6 +14,7 @@ from sepsis_jax.clinical.features import FEATURES, NUM_FEATURES, URINE
 from sepsis_jax.clinical.vasopressors import FLUID_TONICITY, NEE_FACTORS
 from sepsis_jax.data.builder import BuildSettings
 
+_sofa = jax.jit(sofa.proper)
 _PER_PATIENT = {"mcg/kg/min": None, "units/min": None, "units/hour": None, "mcg/min": 1.0, "mg/h": 1000 / 60}
 _TO_MINUTE = {"mcg/kg/min": 1.0, "units/min": 1.0, "units/hour": 1 / 60, "mcg/min": 1.0, "mg/h": 1000 / 60}
 
@@ -43,20 +45,19 @@ def observations(tables: Tables, stay: Any, steps: int) -> tuple[np.ndarray, np.
     charted = tables["measurements"]
     charted = charted[charted.stay_id == stay.stay_id]
     for i, feature in enumerate(FEATURES):
-        if i != URINE and not (charted.feature == feature.name).any():
-            continue
         low = -feature.high if i == URINE else feature.low
-        rows = charted[(charted.feature == feature.name) & charted.value.between(low, feature.high)]
-        rows = rows.assign(hours=rows.hours - stay.tau).sort_values(["hours", "value"])
-        before = rows[(rows.hours >= -24) & (rows.hours < 0)]
-        carried = before.value.iloc[-1] if len(before) else np.nan
+        rows = charted[charted.feature == feature.name]
+        rows = sorted((hours - stay.tau, value) for hours, value in zip(rows.hours, rows.value, strict=True))
+        rows = [(hours, value) for hours, value in rows if low <= value <= feature.high]
+        before = [value for hours, value in rows if -24 <= hours < 0]
+        carried = before[-1] if before else np.nan
         for t in range(stay.length):
-            inside = rows[(rows.hours >= 4 * t) & (rows.hours < 4 * t + 4)].value
+            inside = [value for hours, value in rows if 4 * t <= hours < 4 * t + 4]
             if i == URINE:
-                obs[t, i] = max(inside.sum(), 0)
+                obs[t, i] = max(sum(inside), 0)
                 continue
-            if len(inside):
-                carried = inside.iloc[-1] if feature.aggregate == "last" else inside.mean()
+            if inside:
+                carried = inside[-1] if feature.aggregate == "last" else np.mean(inside)
                 mask[t, i] = True
             obs[t, i] = carried
     return obs, mask[:, :URINE]
@@ -109,9 +110,9 @@ def _of(stay: Any, table: pd.DataFrame) -> list[Any]:
     return list(table[table.stay_id == stay.stay_id].itertuples())
 
 
-def episodes(tables: Tables, settings: BuildSettings, split: np.ndarray) -> dict[str, np.ndarray]:
-    """The arrays of Episodes that need no action bins, given the split of the stays of `cohort`."""
-    stays, steps, train = cohort(tables, settings), settings.max_steps, split == 0
+def episodes(tables: Tables, stays: pd.DataFrame, settings: BuildSettings, split: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of Episodes that need no action bins, given the stays of `cohort` and their split."""
+    steps, train = settings.max_steps, split == 0
     out: dict[str, list[Any]] = {name: [] for name in ("obs", "mask", "vaso", "fluid", "ventilated", "sofa")}
     weight = stays.weight_kg.where(stays.weight_kg.between(20, 400))
     typical = weight[train].groupby(stays.sex[train]).median().dropna()
@@ -122,7 +123,7 @@ def episodes(tables: Tables, settings: BuildSettings, split: np.ndarray) -> dict
         obs, mask = observations(tables, stay, steps)
         vaso = vasopressors(tables, stay, steps, kg, settings)
         breathing = ventilated(tables, stay, steps)
-        score = sofa.proper(obs, breathing, vaso[:-1], sofa.urine_24h(obs[:, URINE]))
+        score = _sofa(obs, breathing, vaso[:-1], sofa.urine_24h(obs[:, URINE]))
         values = (obs, mask, vaso, fluids(tables, stay, steps), breathing, np.asarray(score))
         for name, value in zip(out, values, strict=True):
             out[name].append(value)

@@ -53,7 +53,7 @@ def test_oracle(tmp_path: Path, seed: int, settings: BuildSettings) -> None:
     outcome = stays.mortality_90d.fillna(-1).to_numpy()
     split = splits.assign(stays.subject_id.to_numpy(), outcome, fractions=(0.7, 0.1, 0.2), seed=settings.seed)
     np.testing.assert_array_equal(episodes.split, split)
-    expected = builder_oracle.episodes(tables, settings, split)
+    expected = builder_oracle.episodes(tables, stays, settings, split)
     for name in ("mask", "ventilated", "sofa", "length", "exit"):
         np.testing.assert_array_equal(getattr(episodes, name), expected[name], err_msg=name)
     for name in ("obs", "static", "weight_kg"):

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from event_tables import Tables, random_tables, write
 
+from sepsis_jax.clinical.features import FEATURES
 from sepsis_jax.data.builder import BuildSettings, build
 from sepsis_jax.data.events import TABLES, open_events
 from sepsis_jax.errors import InputError
@@ -231,3 +232,29 @@ def test_odd_but_valid_parquet_types(tmp_path: Path) -> None:
     odd, _ = build(write(tmp_path / "odd", tables), BuildSettings())
     np.testing.assert_array_equal(plain.static, odd.static)
     np.testing.assert_array_equal(plain.mortality_90d, odd.mortality_90d)
+
+
+def test_the_documentation_names_everything() -> None:
+    """Every column, choice and feature with its unit and range stands in docs/bring-your-own-data.md."""
+    text = (Path(__file__).parents[2] / "docs" / "bring-your-own-data.md").read_text()
+    names = {c.name for columns in TABLES.values() for c in columns}
+    names |= {choice for columns in TABLES.values() for c in columns for choice in c.choices}
+    assert not [name for name in names if name not in text]
+    rows = [f"| {f.name} | {f.unit} | {f.low:g} – {f.high:g} |" for f in FEATURES[:-1]]
+    assert not [row for row in rows if row not in text]
+
+
+@pytest.mark.parametrize("outside", [19, 20])
+def test_mixed_units_need_twenty_rows(tmp_path: Path, outside: int) -> None:
+    """Few values beside the range are errors of charting, many are another unit; up to 5 % are always dropped."""
+    tables = random_tables(3)
+    stay = tables["stays"].stay_id.iloc[0]
+    values = [400.0] * outside + [4.0] * 100
+    rows = pd.DataFrame({"stay_id": stay, "hours": 1.0, "feature": "wbc", "value": np.array(values) * 2})
+    tables["measurements"] = pd.concat([tables["measurements"], rows])
+    folder = write(tmp_path / "events", tables)
+    if outside == 20:
+        assert "wbc: expected K/uL from 0.05 to 500, found 20 of 120 rows outside, median 8;" in message_of(folder)
+    else:
+        with duckdb.connect() as con:
+            assert open_events(con, folder)["wbc"] == 19
