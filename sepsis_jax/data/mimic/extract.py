@@ -8,6 +8,7 @@ infection; of those, SOFA decides. `sql/` holds one query per step, named as the
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -230,4 +231,5 @@ def _staging(folder: Path, settings: MimicSettings) -> Iterator[duckdb.DuckDBPyC
             found = settings.memory_limit
             raise InputError("settings", field="memory_limit", expected="a size like 2GB", found=found) from error
         with con:
+            con.execute(f"SET enable_progress_bar = {sys.stdout.isatty()}")  # DuckDB draws it on stdout
             yield con

@@ -35,7 +35,7 @@ def read(table: str) -> list[dict[str, str]]:
 
 
 def load(con: duckdb.DuckDBPyConnection) -> None:
-    """Make the temporary tables items, charlson_codes, nee_factors and features, the variable antibiotics and the macros."""
+    """Make the temporary tables items, charlson_codes, nee_factors, features, the variable antibiotics, the macros."""
     con.execute(_MACROS)
     # Any dose scores at least 3 points, so the choice of the table hardly moves the onset.
     factors = [{"treatment": name, "factor": factor} for name, factor in NEE_FACTORS["goradia2020"].items()]
