@@ -161,18 +161,23 @@ def _score_sofa(con: duckdb.DuckDBPyConnection) -> None:
     """
     points = ", ".join(f"{name} TINYINT" for name in sofa.COMPONENTS)
     con.execute(f"CREATE TABLE sofa_points (stay_id INTEGER, hour BIGINT, {points})")
-    reader = con.cursor().execute("SELECT * FROM sofa_inputs")
-    while len(chunk := reader.fetch_df_chunk(_SOFA_CHUNK)):
-        inputs = {
-            name: chunk[name].to_numpy("float32", na_value=float("nan"))
-            for name in chunk.columns.drop(["stay_id", "hour", "ventilated"])
-        }
-        ventilated = chunk["ventilated"].fillna(False).to_numpy(bool)
-        scored = pd.DataFrame(sofa.components(ventilated=ventilated, **inputs), columns=list(sofa.COMPONENTS))
-        scored = pd.concat([chunk[["stay_id", "hour"]], scored], axis=1)
-        con.register("scored", scored)
-        con.execute("INSERT INTO sofa_points FROM scored")
-        con.unregister("scored")
+    with con.cursor() as reader:
+        reader.execute("SELECT * FROM sofa_inputs")
+        while len(chunk := reader.fetch_df_chunk(_SOFA_CHUNK)):
+            con.register("scored", _points(chunk))
+            con.execute("INSERT INTO sofa_points FROM scored")
+            con.unregister("scored")
+
+
+def _points(hours: pd.DataFrame) -> pd.DataFrame:
+    """Rows of sofa_inputs -> rows of sofa_points."""
+    keys, ventilated = ["stay_id", "hour"], hours["ventilated"].fillna(False).to_numpy(bool)
+    inputs = hours.drop(columns=[*keys, "ventilated"])
+    points = sofa.components(
+        ventilated=ventilated,
+        **{name: inputs[name].to_numpy("float32", na_value=float("nan")) for name in inputs},
+    )
+    return pd.concat([hours[keys], pd.DataFrame(points, columns=list(sofa.COMPONENTS))], axis=1)
 
 
 def _write(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
