@@ -26,15 +26,12 @@ class GRUCell(nnx.Module):
     """
 
     def __init__(self, in_features: int, hidden: int, *, rngs: nnx.Rngs) -> None:
-        bound = hidden**-0.5
-
-        def uniform(*shape: int) -> nnx.Param[jax.Array]:
-            return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
-
-        self.weight_ih = uniform(in_features, 3 * hidden)
-        self.weight_hh = uniform(hidden, 3 * hidden)
-        self.bias_ih = uniform(3 * hidden)
-        self.bias_hh = uniform(3 * hidden)
+        rows, bound = in_features + hidden + 2, hidden**-0.5
+        weights = jax.random.uniform(rngs.params(), (rows, 3 * hidden), minval=-bound, maxval=bound)
+        self.weight_ih = nnx.Param(weights[:in_features])
+        self.weight_hh = nnx.Param(weights[in_features:-2])
+        self.bias_ih = nnx.Param(weights[-2])
+        self.bias_hh = nnx.Param(weights[-1])
 
     def __call__(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
         """f32[H], f32[in] -> f32[H]."""

@@ -49,9 +49,9 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("hidden", "layers", "epochs", "patience", "batch_size", "learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
-                raise InputError("worldmodel", field=name, expected="a positive number", found=getattr(self, name))
+                raise InputError("world_model", field=name, expected="a positive number", found=getattr(self, name))
         if not 0 <= self.dropout < 1:
-            raise InputError("worldmodel", field="dropout", expected="a rate from 0 to below 1", found=self.dropout)
+            raise InputError("world_model", field="dropout", expected="a rate from 0 to below 1", found=self.dropout)
 
     @property
     def model(self) -> WorldModel:
@@ -83,16 +83,16 @@ def train(settings: TrainSettings, episodes: Episodes, scaler: Scaler) -> Traine
     validation_stays = _on_device(episodes, "validation", settings.batch_size)
     init_key, epochs_key = jax.random.split(jax.random.key(settings.seed))
     params = model.init(scaler, init_key)
-    optimizer = _optimizer(settings, train_stays.length.size // settings.batch_size)
-    optimizer_state = optimizer.init(params.network)
-    run_epoch = jax.jit(partial(_epoch, model, optimizer, settings.batch_size))
+    optimizer_state = _optimizer(settings, train_stays).init(params.network)
 
     best, best_loss, best_epoch, metrics = params, math.inf, 0, []
     with Progress(transient=True) as progress:
         task = progress.add_task("world model", total=settings.epochs)
         for epoch in range(1, settings.epochs + 1):
             key = jax.random.fold_in(epochs_key, epoch)
-            params, optimizer_state, losses = run_epoch(params, optimizer_state, train_stays, validation_stays, key)
+            params, optimizer_state, losses = _epoch(
+                settings, params, optimizer_state, train_stays, validation_stays, key
+            )
             row = {"epoch": epoch} | {name: float(value) for name, value in sorted(losses.items())}
             metrics.append(row)
             _check_finite(row)
@@ -115,19 +115,20 @@ def _on_device(episodes: Episodes, split: str, batch_size: int) -> Episodes:
     return jax.tree.map(lambda leaf: jnp.asarray(np.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1))), stays)
 
 
-def _optimizer(settings: TrainSettings, batches: int) -> optax.GradientTransformation:
+def _optimizer(settings: TrainSettings, train_stays: Episodes) -> optax.GradientTransformation:
+    batches = train_stays.length.size // settings.batch_size
     total = settings.epochs * batches
     schedule = optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, min(batches, total // 10), total)
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
         optax.adamw(schedule, weight_decay=settings.weight_decay),
     )
+    return optax.flatten(chain)  # one long vector compiles faster than a kernel for each leaf
 
 
+@partial(jax.jit, static_argnames="settings")
 def _epoch(
-    model: WorldModel,
-    optimizer: optax.GradientTransformation,
-    batch_size: int,
+    settings: TrainSettings,
     params: Params,
     optimizer_state: Any,
     train_stays: Episodes,
@@ -135,6 +136,7 @@ def _epoch(
     key: jax.Array,
 ) -> tuple[Params, Any, dict[str, jax.Array]]:
     """One pass over the train stays in random order, then the validation loss. Consumes `key`."""
+    model, batch_size, optimizer = settings.model, settings.batch_size, _optimizer(settings, train_stays)
     order_key, dropout_key = jax.random.split(key)
     order = jax.random.permutation(order_key, train_stays.length.size).reshape(-1, batch_size)
 
@@ -170,5 +172,5 @@ def _check_finite(row: dict[str, float]) -> None:
                 field=f"{name} in epoch {row['epoch']}",
                 expected="a finite loss",
                 found=value,
-                hint="lower worldmodel.learning_rate and check the data for extreme values",
+                hint="lower world_model.learning_rate and check the data for extreme values",
             )
