@@ -264,9 +264,11 @@ def _check_stay_ids(con: duckdb.DuckDBPyConnection, path: Path) -> None:
 def _create_vocabulary(con: duckdb.DuckDBPyConnection) -> None:
     """Temp table `vocabulary`: feature, its index and its plausible range. One event of urine or irrigant is no more
     than a bin may hold."""
-    rows = [(f.name, i, -f.high if i == URINE else f.low, f.high) for i, f in enumerate(FEATURES)]
-    con.execute("CREATE TEMP TABLE vocabulary (feature VARCHAR, index UTINYINT, low DOUBLE, high DOUBLE)")
-    con.executemany("INSERT INTO vocabulary VALUES (?, ?, ?, ?)", rows)
+    rows = [f"('{f.name}', {i}, {-f.high if i == URINE else f.low}, {f.high})" for i, f in enumerate(FEATURES)]
+    con.execute(f"""
+        CREATE TEMP TABLE vocabulary AS
+        SELECT feature, index::UTINYINT AS index, low::DOUBLE AS low, high::DOUBLE AS high
+        FROM (VALUES {", ".join(rows)}) AS rows(feature, index, low, high)""")
 
 
 def _implausible(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, int]:
