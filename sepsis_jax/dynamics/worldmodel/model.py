@@ -71,6 +71,17 @@ class WorldModel:
     layers: int = 2
     dropout: float = 0.2
 
+    def __post_init__(self) -> None:
+        positive, rate = "a positive whole number", "a rate from 0 to below 1"
+        for field, fits, expected in (
+            ("architecture", self.architecture in get_args(Architecture), " or ".join(get_args(Architecture))),
+            ("hidden", isinstance(self.hidden, int) and self.hidden > 0, positive),
+            ("layers", isinstance(self.layers, int) and self.layers > 0, positive),
+            ("dropout", isinstance(self.dropout, int | float) and 0 <= self.dropout < 1, rate),
+        ):
+            if not fits:
+                raise InputError("world_model", field=field, expected=expected, found=getattr(self, field))
+
     @classmethod
     def from_checkpoint(cls, path: Path) -> tuple[WorldModel, Params, Manifest]:
         """The model, its numbers and the manifest of its cohort (action bins, source). InputError if unreadable."""
@@ -78,11 +89,8 @@ class WorldModel:
         file = Path(path) / checkpoint.DESCRIPTION
         try:
             model = cls(**loaded.model)
-        except TypeError as error:
+        except (TypeError, InputError) as error:
             raise InputError(file, field="model", expected="fields of WorldModel", found=error) from error
-        if model.architecture not in get_args(Architecture):
-            names = " or ".join(get_args(Architecture))
-            raise InputError(file, field="architecture", expected=names, found=model.architecture)
         expected = _flatten(jax.eval_shape(partial(_weights, model), jax.random.key(0)))
         for name in expected.keys() | loaded.arrays.keys():
             shapes = [getattr(arrays.get(name), "shape", "nothing") for arrays in (expected, loaded.arrays)]

@@ -47,11 +47,10 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "layers", "epochs", "patience", "batch_size", "learning_rate", "clip_norm"):
+        _ = self.model  # raises for an impossible network
+        for name in ("epochs", "patience", "batch_size", "learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise InputError("world_model", field=name, expected="a positive number", found=getattr(self, name))
-        if not 0 <= self.dropout < 1:
-            raise InputError("world_model", field="dropout", expected="a rate from 0 to below 1", found=self.dropout)
 
     @property
     def model(self) -> WorldModel:
