@@ -236,5 +236,8 @@ def _staging(folder: Path, settings: MimicSettings) -> Iterator[duckdb.DuckDBPyC
             found = settings.memory_limit
             raise InputError("settings", field="memory_limit", expected="a size like 2GB", found=found) from error
         with con:
+            # The optimiser cannot know how many rows a csv.gz holds and may put a raw table into memory. In the order
+            # that the joins are written in, it streams past small hash tables.
+            con.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
             con.execute(f"SET enable_progress_bar = {sys.stdout.isatty()}")  # DuckDB draws it on stdout
             yield con

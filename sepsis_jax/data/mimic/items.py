@@ -40,8 +40,8 @@ def load(con: duckdb.DuckDBPyConnection) -> None:
     # Any dose scores at least 3 points, so the choice of the table hardly moves the onset.
     factors = [{"treatment": name, "factor": factor} for name, factor in NEE_FACTORS["goradia2020"].items()]
     for table, frame in (
-        ("items", pd.DataFrame(read("items")).astype({"itemid": int})),
-        ("charlson_codes", pd.DataFrame(read("charlson")).astype({"points": int, "icd_version": int})),
+        ("items", pd.DataFrame(read("items")).astype({"itemid": "int32"})),
+        ("charlson_codes", pd.DataFrame(read("charlson")).astype({"points": "int32", "icd_version": "int32"})),
         ("nee_factors", pd.DataFrame(factors)),
         ("features", pd.DataFrame(FEATURES)[["name", "low", "high"]].rename(columns={"name": "feature"})),
     ):

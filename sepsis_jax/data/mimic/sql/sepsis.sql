@@ -12,8 +12,8 @@ WITH rolling AS (
 SELECT DISTINCT ON (stay_id)
     stay_id,
     CASE getvariable('onset') WHEN 'sofa' THEN sofa_hours ELSE suspected_hours END::DOUBLE AS onset_hours
-FROM suspicion
-JOIN rolling USING (stay_id)
+FROM rolling
+JOIN suspicion USING (stay_id)
 WHERE sofa >= getvariable('min_sofa')
     AND sofa_hours BETWEEN suspected_hours - getvariable('sofa_before_hours')
     AND suspected_hours + getvariable('sofa_after_hours')
