@@ -41,7 +41,7 @@ def flow(x, p):
 
 def _rates(x, p, fluid_l_h, abx):
     """Derivatives per hour of everything that is integrated, except heart rate."""
-    i, e, m, pms, _, pressure, pf, _, hyp = flow(x, p)
+    i, _, m, pms, _, pressure, pf, _, hyp = flow(x, p)
     inflammation, damage, vi, liv, k0 = x["inflammation"], x["damage"], x["interstitial"], x["liver"], p["kidney"]
     urine = (0.058 + 0.035 * np.maximum(vi, 0)) * np.clip(x["kidney"], 0.02, 2.5) * _sigmoid((pressure - 60) / 6)
     urine = urine * np.exp(0.45 * np.clip(x["plasma"], -1.5, 1.5) + 0.25 * x["trait"][:, 3])

@@ -71,14 +71,14 @@ class PatientDynamics:
         Raises:
           InputError: `params` holds no truth.
         """
-        truth = params.truth
-        if truth is None:
+        if params.truth is None:
             raise InputError(
                 "simulator state",
                 expected="the truth of a simulated cohort",
                 found="none",
                 hint="only a cohort made by the embedded simulator can be restored; use a world model for others",
             )
+        truth: Truth = jax.tree.map(jnp.asarray, params.truth)
         step = history.length - 1
         row = jnp.clip(jnp.searchsorted(truth.stay_id, history.stay_id), 0, truth.stay_id.shape[0] - 1)
         known = (truth.stay_id[row] == history.stay_id) & (step < truth.length[row])
