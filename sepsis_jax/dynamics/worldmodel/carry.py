@@ -22,7 +22,7 @@ _LARGEST_INPUT = 8.0  # z-scores; liver enzymes reach 80 SD, where the gates are
 
 
 class CarryNetwork(nnx.Module):
-    """GRU over the history, one hidden layer before the heads, one for 90-day mortality."""
+    """GRU over the history, one hidden layer before the heads of the next step, a linear head for mortality."""
 
     def __init__(self, hidden: int, layers: int, dropout: float, *, rngs: nnx.Rngs) -> None:
         zeros = nnx.initializers.zeros_init()
@@ -31,8 +31,7 @@ class CarryNetwork(nnx.Module):
         self.trunk = nnx.Linear(hidden + NUM_FEATURES + _ACTION, hidden, rngs=rngs)
         # Zeros make the untrained model persistence with unit variance.
         self.heads = nnx.Linear(hidden, sum(_OUTPUTS), kernel_init=zeros, rngs=rngs)
-        self.mortality_trunk = nnx.Linear(hidden, hidden, rngs=rngs)
-        self.mortality_head = nnx.Linear(hidden, 1, kernel_init=zeros, rngs=rngs)
+        self.mortality_head = nnx.Linear(hidden + len(STATICS), 1, kernel_init=zeros, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
 
     def initial(self) -> jax.Array:
@@ -63,10 +62,12 @@ class CarryNetwork(nnx.Module):
         return Prediction(z + change, jnp.clip(log_sigma, *_LOG_SIGMA), mask_logit, vent_logit[0], exit_logit)
 
     def mortality_logit(self, memory: jax.Array, static: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """f32[] of death within 90 days of someone who leaves alive. Consumes `key` (dropout)."""
-        del static
-        features = jax.nn.relu(self.mortality_trunk(memory[-1]))
-        return self.mortality_head(self.dropout(features, deterministic=key is None, rngs=key))[0]
+        """f32[] of death within 90 days of someone who leaves alive. Consumes `key` (dropout).
+
+        A linear read-out that does not train the GRU: one label a stay, seen at each of its steps, would overfit it.
+        """
+        hidden = self.dropout(jax.lax.stop_gradient(memory[-1]), deterministic=key is None, rngs=key)
+        return self.mortality_head(jnp.concatenate([hidden, static]))[0]
 
 
 def _squash(z: jax.Array) -> jax.Array:
