@@ -6,6 +6,7 @@ per hour; infection, inflammation, damage and organ functions are dimensionless.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -184,7 +185,8 @@ def advance(x: Latent, p: Patient, dose: Any, fluid: Any, hours: Any, noise: jax
     """
     event = ndtr(noise[2:4])
     drift = _TRAIT_MEAN * p.trait_mean
-    x = x.replace(
+    x = dataclasses.replace(
+        x,
         trait=drift + _TRAIT_MEMORY * (x.trait - drift) + _TRAIT_NOISE * noise[4:],
         pressure_noise=noise[0],
         inflammation=x.inflammation * jnp.exp(0.05 * noise[1]),
@@ -193,11 +195,11 @@ def advance(x: Latent, p: Patient, dose: Any, fluid: Any, hours: Any, noise: jax
         urine=jnp.zeros(()),
     )
     onset = 0.006 + 0.05 * _hill(dose, 0.35, 2.0) + 0.008 * x.inflammation
-    x = x.replace(fibrillation=(event[0] < jnp.where(x.fibrillation > 0, 0.78, onset)) * 1.0)
+    x = dataclasses.replace(x, fibrillation=(event[0] < jnp.where(x.fibrillation > 0, 0.78, onset)) * 1.0)
     antibiotic = jnp.where(hours < p.switch_h, p.antibiotic, 1.0)
     x = jax.lax.fori_loop(0, SUBSTEPS, lambda _, y: _substep(y, p, fluid / STEP_H, antibiotic), x)
     vent_prob = _ventilation_probability(x, p)
-    return x.replace(ventilated=(event[1] < vent_prob) * 1.0), vent_prob
+    return dataclasses.replace(x, ventilated=(event[1] < vent_prob) * 1.0), vent_prob
 
 
 def _substep(x: Latent, p: Patient, infusion: Any, antibiotic: Any) -> Latent:
@@ -216,7 +218,8 @@ def _substep(x: Latent, p: Patient, infusion: Any, antibiotic: Any) -> Latent:
     depressed = p.contractility * (1.0 - 0.28 * d.response - 0.12 * jnp.tanh(x.damage))
     flooding = 0.010 * (1.0 + 0.8 * x.inflammation) * relu(x.interstitial - 2.0)
     flooding = flooding + 0.045 * relu(d.filling - 11.5) / 4.0
-    return x.replace(
+    return dataclasses.replace(
+        x,
         infection=x.infection * jnp.exp(_DT * growth),
         inflammation=x.inflammation + _DT * (heat + 0.012 * d.hypoperfusion - 0.030 * x.inflammation),
         damage=x.damage + _DT * (injury - 0.0085 * x.damage),
