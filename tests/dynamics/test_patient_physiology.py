@@ -9,7 +9,7 @@ import patient_oracle
 import pytest
 
 from sepsis_jax.clinical import actions
-from sepsis_jax.dynamics.patient import behaviour, observation, parameters, physiology
+from sepsis_jax.dynamics.patient import behaviour, observation, outcomes, parameters, physiology
 from sepsis_jax.dynamics.patient.parameters import Knobs
 
 N = 64
@@ -56,13 +56,13 @@ def test_derived_circulation_matches_the_oracle(patients):
 
 def test_hazards_are_probabilities_and_rise_with_damage(patients):
     p, x = patients
-    hazard = jax.vmap(physiology.exit_hazard, in_axes=(0, 0, None))
+    hazard = jax.vmap(outcomes.exit_hazard, in_axes=(0, 0, None))
     better, worse = hazard(x, p, 24.0), hazard(x.replace(damage=x.damage + 1.0), p, 24.0)
     assert np.all((better >= 0) & (better <= 1))
     assert np.all(worse[:, 0] > better[:, 0])
     assert np.all(hazard(x, p, 8.0)[:, 1] == 0), "nobody leaves in the first 12 h"
     assert np.all(hazard(x.replace(dose=x.dose + 0.1), p, 24.0)[:, 1] == 0), "nobody leaves on a vasopressor"
-    death = jax.vmap(physiology.death_90d)
+    death = jax.vmap(outcomes.death_90d)
     assert np.all(death(x.replace(damage=x.damage + 1.0), p) > death(x, p))
 
 
@@ -78,7 +78,7 @@ def test_propensities_match_the_oracle():
     assert np.min(ours) >= 0.03 / actions.NUM_ACTIONS - 1e-7
 
 
-def test_a_low_pressure_calls_for_vasopressor_before_fluid_order():
+def test_a_low_pressure_calls_for_a_vasopressor():
     obs = jnp.asarray(observation.FILL).at[3].set(50.0)
     probs = behaviour.propensities(obs, jnp.zeros(2, jnp.int8), 0.0, 0.0, 0.0, 0.0)
     vasopressor, _ = np.asarray(actions.decode(jnp.argmax(probs)))

@@ -12,7 +12,7 @@ from flax import struct
 
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ActionBins
 from sepsis_jax.clinical.features import NUM_FEATURES
-from sepsis_jax.dynamics.patient import observation, parameters, physiology
+from sepsis_jax.dynamics.patient import observation, outcomes, parameters, physiology
 from sepsis_jax.dynamics.patient.parameters import Knobs, Patient
 from sepsis_jax.dynamics.patient.physiology import STEP_H, Latent
 from sepsis_jax.dynamics.patient.truth import Truth
@@ -98,12 +98,12 @@ class PatientDynamics:
         value = observation.measure(latent, p, reading)
         chance = observation.panel_chance(latent, p, state.since)
         obs, mask, since = observation.record(value, chance, state.obs, state.since, knobs, drawing)
-        hazard = physiology.exit_hazard(latent, p, hours)
+        hazard = outcomes.exit_hazard(latent, p, hours)
         return PatientState(p, latent, obs, since, hours), Step(obs, mask, vent_prob, hazard)
 
     def outcome(self, params: Params, state: PatientState) -> jax.Array:
         """f32[]: probability of death within 90 days of someone who leaves the ICU alive in this state."""
-        return physiology.death_90d(state.latent, state.patient)
+        return outcomes.death_90d(state.latent, state.patient)
 
     def doses(self, patient: Patient, action: jax.Array) -> jax.Array:
         """f32[2]: (mcg/kg/min, mL/4 h) given to this patient under int[2] levels."""
