@@ -41,15 +41,16 @@ def save(out: Path, checkpoint: Checkpoint, metrics: list[dict[str, float]]) -> 
     Raises:
       InputError: `out` is something else than a checkpoint, or cannot be written.
     """
-    description = {
-        "schema_version": SCHEMA_VERSION,
-        "model": checkpoint.model,
-        "training": checkpoint.training,
-        "manifest": checkpoint.manifest.to_dict(),
-    }
     with files.replacing(out, DESCRIPTION, KIND) as folder:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
             writer.save(folder / ARRAYS, ocp.args.PyTreeSave(checkpoint.arrays))
+        description = {
+            "schema_version": SCHEMA_VERSION,
+            "model": checkpoint.model,
+            "training": checkpoint.training,
+            "manifest": checkpoint.manifest.to_dict(),
+            "bytes": _sizes(folder / ARRAYS),
+        }
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
         with (folder / METRICS).open("w", newline="") as file:
             table = csv.DictWriter(file, fieldnames=list(metrics[0]) if metrics else ["epoch"])
@@ -61,6 +62,10 @@ def load(path: Path) -> Checkpoint:
     """Read a folder. Raises InputError for a missing, foreign, truncated or differently versioned one."""
     path = Path(path).absolute()
     description = _load_description(path / DESCRIPTION)
+    found = _sizes(path / ARRAYS)
+    for name, size in description.get("bytes", {}).items():  # Orbax itself fails late and noisily
+        if found.get(name) != size:
+            raise InputError(path / ARRAYS, field=name, expected=f"{size} bytes", found=found.get(name, "no file"))
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             names = reader.metadata(path / ARRAYS).item_metadata.tree
@@ -73,6 +78,11 @@ def load(path: Path) -> Checkpoint:
         return Checkpoint(description["model"], arrays, manifest, description["training"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(path / DESCRIPTION, expected="the fields of a checkpoint", found=_brief(error)) from error
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file by its path inside the folder."""
+    return {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 def _load_description(file: Path) -> dict[str, Any]:
