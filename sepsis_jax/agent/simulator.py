@@ -15,12 +15,11 @@ import jax
 import numpy as np
 
 from sepsis_jax.clinical.actions import encode
-from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.policies.planner import PlannerSettings, keeps_guideline
 from sepsis_jax.simulation.policy import probs_at
 from sepsis_jax.simulation.rollout import Record, Trajectory, World, simulate, trajectories
-from sepsis_jax.simulation.statistics import Summary, summarize
+from sepsis_jax.simulation.statistics import Summarize, Summary
 
 KEY_FEATURES: tuple[str, ...] = ("meanbp", "heart_rate", "lactate", "creatinine", "output_4hourly", "spo2")
 """What an answer describes over time; every other feature stays in the simulation."""
@@ -143,7 +142,7 @@ class BatchedSimulator:
         padded = [np.resize(actions, (most, 2)) for _, actions in requests]
         plans = np.stack(self._pad(padded))[:, :, None]
         samples, horizon = self._settings.samples, self._settings.horizon
-        summary: Summary = self._simulate(histories, plans, self._seed, summarize, samples, horizon)
+        summary: Summary = self._simulate(histories, plans, self._seed, Summarize(KEY_FEATURES), samples, horizon)
         support = np.asarray(probs_at(self._world.policy, self._policy_params, histories))
         allowed = keeps_guideline(histories)
         return [
@@ -179,7 +178,7 @@ class BatchedSimulator:
             record=record,
             samples=samples,
             horizon=horizon,
-            batch_size=min(self._settings.batch_size, self._size),
+            batch_size=self._settings.batch_size,
         )
         return jax.tree.map(np.asarray, result)
 
@@ -187,7 +186,9 @@ class BatchedSimulator:
         return rows + [rows[0]] * (self._size - len(rows))
 
     def _stack(self, histories: list[History]) -> History:
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *self._pad(histories))
+        stacked: History = jax.tree.map(lambda *leaves: np.stack(leaves), *self._pad(histories))
+        asked = np.arange(self._size) < len(histories)
+        return stacked.replace(length=np.where(asked, stacked.length, 0))  # type: ignore[attr-defined]
 
 
 def _foresight(
@@ -197,7 +198,7 @@ def _foresight(
     index = int(encode(action))
 
     def bands(values: np.ndarray) -> dict[str, list[float]]:
-        return {name: values[:, INDEX[name]].tolist() for name in KEY_FEATURES}
+        return {name: values[:, i].tolist() for i, name in enumerate(KEY_FEATURES)}
 
     return Foresight(
         action=(int(action[0]), int(action[1])),

@@ -40,14 +40,12 @@ class Scaler:
           observed: bool[...,F] which entries were measured; a feature never measured gets the published anchor.
           static: f32[B,3].
         """
-        values = np.asarray(obs, np.float64).reshape(-1, NUM_FEATURES).copy()
-        values[:, URINE] = np.log1p(values[:, URINE])
-        seen = np.asarray(observed).reshape(-1, NUM_FEATURES)
-        count = seen.sum(axis=0)
-        mean = np.where(seen, values, 0).sum(axis=0) / np.maximum(count, 1)
-        variance = np.where(seen, (values - mean) ** 2, 0).sum(axis=0) / np.maximum(count, 1)
-        mean = np.where(count > 0, mean, PUBLISHED_MEAN)
-        sd = np.where(count > 1, np.sqrt(variance), PUBLISHED_SD)
+        mean, sd = PUBLISHED_MEAN.astype(np.float64), PUBLISHED_SD.astype(np.float64)
+        for i in range(NUM_FEATURES):  # one feature at a time: double precision without a double-sized copy
+            values = np.asarray(obs)[..., i][np.asarray(observed)[..., i]].astype(np.float64)
+            values = np.log1p(values) if i == URINE else values
+            mean[i] = values.mean() if values.size else mean[i]
+            sd[i] = values.std() if values.size > 1 else sd[i]
         static_mean, static_sd = (
             np.mean(static, axis=0, dtype=np.float64),
             np.std(static, axis=0, dtype=np.float64),

@@ -19,7 +19,7 @@ from sepsis_jax.clinical.actions import ALL_ACTIONS
 from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.simulation.rollout import World, simulate
-from sepsis_jax.simulation.statistics import Summary, summarize
+from sepsis_jax.simulation.statistics import Returns, returns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PlannerSettings:
     samples: int = 256
     horizon: int = 6
     shield: bool = True
-    batch_size: int = 8
+    batch_size: int = 1
 
 
 @struct.dataclass
@@ -45,12 +45,12 @@ class Recommendation:
 
     Attributes:
       action: int8[B,2] the choice.
-      summary: Summary with leading [B,25] in the order of `ALL_ACTIONS`.
+      returns: Returns with leading [B,25] in the order of `ALL_ACTIONS`.
       allowed: bool[B,25] actions that keep the guideline rules.
     """
 
     action: Any
-    summary: Summary
+    returns: Returns
     allowed: Any
 
 
@@ -65,21 +65,21 @@ def recommend(
     """Recommend an action for each of B histories. Deterministic given `seed` (key), whatever the batch."""
     batch = histories.length.shape[0]
     plans = jnp.broadcast_to(jnp.asarray(ALL_ACTIONS)[None, :, None], (batch, len(ALL_ACTIONS), 1, 2))
-    summary = simulate(
+    found = simulate(
         world,
         params,
         policy_params,
         histories,
         plans,
         seed,
-        record=summarize,
+        record=returns,
         samples=settings.samples,
         horizon=settings.horizon,
         batch_size=settings.batch_size,
     )
     allowed = keeps_guideline(histories)
-    choice = best(np.asarray(summary.value), allowed, shield=settings.shield)
-    return Recommendation(ALL_ACTIONS[choice], summary, allowed)
+    choice = best(np.asarray(found.value), allowed, shield=settings.shield)
+    return Recommendation(ALL_ACTIONS[choice], found, allowed)
 
 
 def best(value: np.ndarray, allowed: np.ndarray, *, shield: bool) -> np.ndarray:

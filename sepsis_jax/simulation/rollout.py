@@ -196,18 +196,18 @@ def simulate(
     record: Record,
     samples: int,
     horizon: int,
-    batch_size: int = 16,
+    batch_size: int = 1,
 ) -> Any:
     """All candidates of all patients under common random numbers.
 
     Args:
       world, params, policy_params: see `rollout`.
-      histories: History with leading B.
+      histories: History with leading B; rows of length 0 are padding, skipped where batch_size is 1.
       plans: int8[B,K,P,2]; K candidates a patient.
       seed: key of the run (threefry).
-      record: what to keep of the S samples of one candidate, e.g. `statistics.summarize`.
+      record: what to keep of the S samples of one candidate, e.g. `statistics.Summarize()`.
       samples: S. horizon: H, 4-h steps.
-      batch_size: patients simulated at once; bounds the memory.
+      batch_size: patients simulated at once; bounds the memory. One fills a CPU; more fill an accelerator.
 
     Returns:
       What `record` returns, with leading [B,K].
@@ -224,4 +224,10 @@ def simulate(
 
         return jax.vmap(candidate)(candidates)
 
-    return jax.lax.map(patient, (histories, plans), batch_size=batch_size)
+    def nobody(arguments: tuple[History, jax.Array]) -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(patient, arguments))
+
+    def patient_or_nobody(arguments: tuple[History, jax.Array]) -> Any:
+        return jax.lax.cond(arguments[0].length > 0, patient, nobody, arguments)
+
+    return jax.lax.map(patient_or_nobody, (histories, plans), batch_size=batch_size if batch_size > 1 else None)

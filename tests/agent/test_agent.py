@@ -30,7 +30,7 @@ SIMULATOR = BatchedSimulator(
     toy_world(policy=Guideline()),
     toy_params(),
     None,
-    PlannerSettings(samples=16, horizon=3, batch_size=4),
+    PlannerSettings(samples=16, horizon=3),
     seed=0,
     concurrency=4,
 )

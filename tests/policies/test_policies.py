@@ -20,9 +20,9 @@ from sepsis_jax.policies.clinician import Clinician, ClinicianSettings
 from sepsis_jax.policies.planner import PlannerSettings
 from sepsis_jax.simulation.policy import probs_at
 from sepsis_jax.simulation.rollout import simulate
-from sepsis_jax.simulation.statistics import summarize
+from sepsis_jax.simulation.statistics import returns
 
-SETTINGS = PlannerSettings(samples=32, horizon=3, batch_size=4)
+SETTINGS = PlannerSettings(samples=32, horizon=3)
 EPISODES = make_episodes(12, 6, seed=5)
 
 
@@ -65,7 +65,7 @@ def histories_with(meanbp, lactate):
 def test_planner_chooses_the_highest_return_among_the_allowed():
     histories = histories_with(60.0, 3.0)
     got = recommend(histories)
-    value = np.where(got.allowed, np.asarray(got.summary.value), -np.inf)
+    value = np.where(got.allowed, np.asarray(got.returns.value), -np.inf)
     np.testing.assert_array_equal(encode(got.action), value.argmax(axis=1))
     assert not got.allowed[:, 0].any() and got.allowed[:, 1:].all()  # G1 forbids (0,0) alone
 
@@ -87,16 +87,16 @@ def test_shield_keeps_the_weaning_rule():
 def test_planner_does_not_depend_on_batch_mates():
     histories = histories_with(60.0, 3.0)
     alone = recommend(jax.tree.map(lambda leaf: np.asarray(leaf)[[2]], histories))
-    np.testing.assert_array_equal(alone.summary.value[0], recommend(histories).summary.value[2])
+    np.testing.assert_array_equal(alone.returns.value[0], recommend(histories).returns.value[2])
 
 
 def test_planner_value_is_that_of_simulate():
     histories = histories_with(60.0, 3.0)
     plans = np.broadcast_to(ALL_ACTIONS[None, :, None], (6, 25, 1, 2))
     direct = simulate(
-        toy_world(), toy_params(), None, histories, plans, jax.random.key(1), record=summarize, samples=32, horizon=3
+        toy_world(), toy_params(), None, histories, plans, jax.random.key(1), record=returns, samples=32, horizon=3
     )
-    np.testing.assert_allclose(recommend(histories).summary.value, direct.value, rtol=1e-6)
+    np.testing.assert_allclose(recommend(histories).returns.value, direct.value, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")

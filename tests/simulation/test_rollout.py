@@ -18,7 +18,7 @@ from sepsis_jax.clinical.features import URINE
 from sepsis_jax.clinical.reward import OUTCOME_ONLY, PUBLISHED
 from sepsis_jax.dynamics.protocol import history_at, step_keys, trajectory_key
 from sepsis_jax.simulation.rollout import rollout, simulate, trajectories
-from sepsis_jax.simulation.statistics import summarize
+from sepsis_jax.simulation.statistics import Summarize
 
 HORIZON, SAMPLES = 5, 16
 SEED = jax.random.key(7)
@@ -193,7 +193,7 @@ def test_proper_sofa_follows_the_dose():
 def test_summary_equals_numpy_statistics():
     params = dataclasses.replace(toy_params(), discharge=jnp.float32(0.3))
     full = run(HISTORIES, full_plans(3, [(0, 0), (3, 1)]), params=params)
-    got = run(HISTORIES, full_plans(3, [(0, 0), (3, 1)]), params=params, record=summarize)
+    got = run(HISTORIES, full_plans(3, [(0, 0), (3, 1)]), params=params, record=Summarize())
     there = full.exit == 0
     np.testing.assert_allclose(got.in_icu, there.mean(2), rtol=1e-6)
     np.testing.assert_allclose(got.died, (full.exit == 1).mean(2), rtol=1e-6)
