@@ -18,7 +18,7 @@ from sepsis_jax.dynamics.patient.parameters import Knobs
 from sepsis_jax.dynamics.protocol import History, history_at, step_keys, trajectory_key
 from sepsis_jax.errors import InputError
 
-N, SEED, STEPS = 96, 5, 60
+N, SEED, BATCH = 96, 5, 64
 DYNAMICS = PatientDynamics()
 
 
@@ -28,30 +28,32 @@ def cohort():
 
 
 @jax.jit
-def _follow(knobs, seed, plans):
-    """Patients 0.. under plans int8[B,T,2]: (latents [B,T], obs [B,T,39], hazards [B,T,2])."""
-    params = Params(knobs)
+def _admit(knobs, seed):
+    keys = jax.vmap(lambda stay: trajectory_key(seed, stay, 0, 0))(jnp.arange(BATCH))
+    return jax.vmap(DYNAMICS.admit, in_axes=(None, 0))(Params(knobs), keys)
 
-    def one(stay, plan):
-        key = trajectory_key(seed, stay, 0, 0)
 
-        def advance(state, t):
-            state, step = DYNAMICS.step(params, state, plan[t], step_keys(key, t).noise)
-            return state, (state.latent, step)
+@jax.jit
+def _step(knobs, seed, stay, state, action, index):
+    def one(stay, state, action, index):
+        key = step_keys(trajectory_key(seed, stay, 0, 0), index).noise
+        return DYNAMICS.step(Params(knobs), state, action, key)
 
-        return jax.lax.scan(advance, DYNAMICS.admit(params, key), jnp.arange(STEPS))[1]
-
-    return jax.vmap(one)(jnp.arange(plans.shape[0]), plans)
+    return jax.vmap(one)(stay, state, action, index)
 
 
 def follow(plans, knobs=None, seed=0):
-    """As `_follow`, on the host."""
-    knobs = jax.tree.map(jnp.float32, knobs or Knobs())
-    return jax.device_get(_follow(knobs, jax.random.key(seed), jnp.asarray(plans, jnp.int8)))
+    """Patients 0.. under plans int[B,T,2]: (latents [B,T], Step [B,T]) after each step."""
+    knobs, key = jax.tree.map(jnp.float32, knobs or Knobs()), jax.random.key(seed)
+    state, stay, trace = _admit(knobs, key), jnp.arange(BATCH), []
+    for t in range(plans.shape[1]):
+        state, step = _step(knobs, key, stay, state, jnp.asarray(plans[:, t], jnp.int8), jnp.full(BATCH, t))
+        trace.append(jax.device_get((state.latent, step)))
+    return jax.tree.map(lambda *steps: np.stack(steps, axis=1), *trace)
 
 
-def random_plans(seed, count=32):
-    return np.random.default_rng(seed).integers(0, 5, (count, STEPS, 2))
+def random_plans(seed):
+    return np.random.default_rng(seed).integers(0, 5, (BATCH, 12, 2))
 
 
 def assert_same(a, b):
@@ -132,7 +134,7 @@ def test_null_world_ignores_actions():
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), severity=st.floats(-2, 2))
 def test_bounds_hold_under_extreme_actions(seed, severity):
-    plans = np.random.default_rng(seed).choice([0, 4], (32, STEPS, 2))
+    plans = np.random.default_rng(seed).choice([0, 4], (BATCH, 60, 2))
     latent, step = follow(plans, Knobs(severity=severity), seed)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((latent, step)))
     assert (step.obs >= observation.LOWEST).all() and (step.obs <= observation.HIGHEST).all()
@@ -145,16 +147,14 @@ def test_bounds_hold_under_extreme_actions(seed, severity):
 
 def test_encode_restores_the_state_and_the_next_observation(cohort):
     episodes, known = cohort
-    rows, steps = np.nonzero(np.arange(episodes.num_steps) < episodes.length[:, None] - 1)
-    histories = history_at(episodes, rows, steps)
-    knobs = jax.tree.map(jnp.float32, known.knobs)
-
-    def replay(history, action):
-        state = DYNAMICS.encode(Params(knobs, known), history)
-        key = trajectory_key(jax.random.key(known.seed), history.stay_id, 0, 0)
-        return DYNAMICS.step(Params(knobs), state, action, step_keys(key, history.length - 1).noise)[1]
-
-    step = jax.jit(jax.vmap(replay))(histories, episodes.action[rows, steps])
+    known_next = np.argwhere(np.arange(episodes.num_steps) < episodes.length[:, None] - 1)
+    rows, steps = np.random.default_rng(0).choice(known_next, BATCH, replace=False).T
+    histories, knobs = history_at(episodes, rows, steps), jax.tree.map(jnp.float32, known.knobs)
+    state = jax.jit(jax.vmap(DYNAMICS.encode, in_axes=(None, 0)))(Params(knobs, known), histories)
+    seed = jax.random.key(known.seed)
+    _, step = _step(
+        knobs, seed, jnp.asarray(histories.stay_id), state, episodes.action[rows, steps], jnp.asarray(steps)
+    )
     np.testing.assert_array_equal(step.mask, episodes.mask[rows, steps + 1])
     # Another program may round the last bit of a float32 differently; the same program never does.
     np.testing.assert_allclose(step.obs, episodes.obs[rows, steps + 1], rtol=1e-5, atol=1e-5)
