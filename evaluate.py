@@ -19,14 +19,12 @@ class Flags:
 
     Attributes:
       what: which tables.
-      split: stays to evaluate on.
       episodes: Episodes store; default RUN/episodes.
       checkpoint: world model; default RUN/world_model.
       json: file for the same numbers as one flat object.
     """
 
     what: Literal["all", "cohort", "world-model", "safety"] = "all"
-    split: Literal["train", "validation", "test"] = "test"
     episodes: Path | None = None
     checkpoint: Path | None = None
     json: Path | None = None
@@ -34,6 +32,7 @@ class Flags:
 
 def main(argv: list[str]) -> None:
     settings, flags = config.load(argv, Flags, description="Print the tables of a cohort, world model and policies.")
+    evaluation = settings.evaluation
     numbers: dict[str, float | None] = {}
     path = flags.episodes or settings.episodes
     if flags.what in ("all", "cohort"):
@@ -45,16 +44,24 @@ def main(argv: list[str]) -> None:
         numbers |= cohort.flat(episodes)
     if flags.what != "cohort":
         loaded = pipeline.load(settings, path, flags.checkpoint or settings.checkpoint)
-        part = pipeline.part(loaded.episodes, flags.split, path)
+        part = pipeline.part(loaded.episodes, settings.evaluation.split, path)
     if flags.what in ("all", "world-model"):
-        figures = world_model.evaluate(loaded.model, loaded.params, part)
-        title = f"World model on {part.num_stays} {flags.split} stays (95 % interval by patient)"
+        figures = world_model.evaluate(
+            loaded.model, loaded.params, part, num_bootstrap=evaluation.draws, seed=evaluation.seed
+        )
+        title = f"World model on {part.num_stays} {evaluation.split} stays (95 % interval by patient)"
         cli.console.print(cli.table(pd.DataFrame(figures.rows).set_index("metric"), title=title))
         numbers |= figures.metrics
     if flags.what in ("all", "safety"):
-        policies = pipeline.policies_on_record(settings, loaded, part)
-        rules = safety.safety_table(part, policies, loaded.manifest.action_bins)
-        cli.console.print(cli.table(safety.wide(rules), title="Rule violations, share of steps at risk [95 %]"))
+        some = part.take(slice(evaluation.safety_stays or None))
+        policies = pipeline.policies_on_record(settings, loaded, some)
+        bins, draws, seed = loaded.manifest.action_bins, evaluation.draws, evaluation.seed
+        rules = safety.safety_table(some, policies, bins, draws=draws, seed=seed)
+        cli.console.print(
+            cli.table(
+                safety.wide(rules), title=f"Rule violations on {some.num_stays} stays, share of steps at risk (95 %)"
+            )
+        )
         cli.console.print(safety.footnote())
         numbers |= safety.flat(rules)
     if flags.json is not None:

@@ -17,6 +17,7 @@ from sepsis_jax.data.mimic import MimicSettings
 from sepsis_jax.dynamics.patient.parameters import Knobs
 from sepsis_jax.dynamics.worldmodel.training import TrainSettings
 from sepsis_jax.errors import InputError
+from sepsis_jax.evaluation.settings import EvaluationSettings
 from sepsis_jax.policies.clinician import ClinicianSettings
 from sepsis_jax.policies.planner import PlannerSettings
 
@@ -52,6 +53,7 @@ class Config:
       clinician: the estimate of what clinicians do.
       planner: candidates, samples and horizon of the planner.
       agent: the loop over patients.
+      evaluation: the tables.
     """
 
     run: Path = Path("runs/demo")
@@ -62,6 +64,7 @@ class Config:
     clinician: ClinicianSettings = ClinicianSettings()
     planner: PlannerSettings = PlannerSettings()
     agent: AgentSettings = AgentSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
 
     @property
     def episodes(self) -> Path:

@@ -33,9 +33,11 @@ def replacing(out: Path, marker: str, what: str) -> Iterator[Path]:
     try:
         aside.chmod(0o755)
         yield aside
+        old = aside.with_name(f"{aside.name}.old")
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(old)  # a kill between the two renames leaves the old folder whole, beside its place
         aside.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise InputError(out, expected="a disk that can be written", found=error.strerror or error) from error
     finally:

@@ -195,9 +195,8 @@ def planned_actions(config: Config, loaded: Loaded, episodes: Episodes) -> np.nd
     rows, steps = np.nonzero(episodes.valid)
     histories = history_at(episodes, rows, steps)
     seed = jax.random.key(config.agent.seed)
-    chosen = planner.recommend(
-        loaded.world, loaded.params, loaded.policy_params, histories, seed, config.planner
-    ).action
+    settings = dataclasses.replace(config.planner, samples=config.evaluation.planner_samples)
+    chosen = planner.recommend(loaded.world, loaded.params, loaded.policy_params, histories, seed, settings).action
     actions = np.zeros_like(episodes.action)
     actions[rows, steps] = chosen
     return actions

@@ -7,10 +7,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from sepsis_jax.clinical.actions import LEVELS
 
@@ -73,7 +73,7 @@ def action_heatmap(
             color = "black" if (value > middle) != reverse else "white"
             axes.text(fluid, vasopressor, number_format.format(value), ha="center", va="center", color=color, size=7)
     for (vasopressor, fluid), color, label in marks:
-        frame = matplotlib.patches.Rectangle(  # type: ignore[attr-defined]
+        frame = Rectangle(
             (fluid - 0.46, vasopressor - 0.46), 0.92, 0.92, fill=False, edgecolor=color, linewidth=2.5, label=label
         )
         axes.add_patch(frame)

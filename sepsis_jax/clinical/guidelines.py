@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,13 +63,13 @@ class Steps(NamedTuple):
       valid: bool[...] recorded, not padding.
     """
 
-    meanbp: jax.Array
-    lactate: jax.Array
-    action: jax.Array
-    previous_vasopressor: jax.Array
-    vaso_dose: jax.Array
-    fluid_ml: jax.Array
-    valid: jax.Array
+    meanbp: Any
+    lactate: Any
+    action: Any
+    previous_vasopressor: Any
+    vaso_dose: Any
+    fluid_ml: Any
+    valid: Any
 
 
 class Flags(NamedTuple):

@@ -46,10 +46,8 @@ class Scaler:
             values = np.log1p(values) if i == URINE else values
             mean[i] = values.mean() if values.size else mean[i]
             sd[i] = values.std() if values.size > 1 else sd[i]
-        static_mean, static_sd = (
-            np.mean(static, axis=0, dtype=np.float64),
-            np.std(static, axis=0, dtype=np.float64),
-        )
+        static_mean = np.array(static, np.float64).mean(axis=0, keepdims=True)[0]
+        static_sd = np.array(static, np.float64).std(axis=0, keepdims=True)[0]
         static_mean[1], static_sd[1] = 0.0, 1.0
         arrays = (mean, np.maximum(sd, _MIN_SD), static_mean, np.maximum(static_sd, _MIN_SD))
         return cls(*(array.astype(np.float32) for array in arrays))

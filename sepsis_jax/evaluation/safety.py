@@ -26,7 +26,7 @@ def safety_table(
     policies: Mapping[str, np.ndarray],
     bins: ActionBins,
     *,
-    thresholds: Thresholds = Thresholds(),  # noqa: B008 (frozen)
+    thresholds: Thresholds = Thresholds(),
     draws: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -82,7 +82,7 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     return out.rename_axis(columns=None)
 
 
-def footnote(thresholds: Thresholds = Thresholds()) -> str:  # noqa: B008 (frozen)
+def footnote(thresholds: Thresholds = Thresholds()) -> str:
     """The thresholds, in words; they belong under every safety table."""
     values = ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(thresholds).items())
     return (

@@ -20,7 +20,7 @@ from sepsis_jax.clinical.actions import ActionBins
 from sepsis_jax.clinical.features import INDEX, URINE
 from sepsis_jax.clinical.reward import Reward
 from sepsis_jax.data.episodes import EXIT_DEATH, EXIT_TRUNCATED
-from sepsis_jax.dynamics.protocol import Dynamics, History, sample_exit, step_keys, trajectory_key
+from sepsis_jax.dynamics.protocol import Dynamics, History, StepKeys, sample_exit, step_keys, trajectory_key
 from sepsis_jax.simulation.policy import Policy
 
 
@@ -114,7 +114,7 @@ def rollout(
             probs, memory = world.policy.probs(policy_params, memory, carry.obs, carry.mask, carry.action)
             drawn = actions.decode(jax.random.categorical(keys.action, jnp.log(probs)))
             action = jnp.where(index < planned, action, drawn)
-        return _advance(world, params, carry.replace(memory=memory), action, keys)
+        return _advance(world, params, carry, memory, action, keys)
 
     start = _start(world, policy_params, history, state)
     last, trace = jax.lax.scan(advance, start, jnp.arange(horizon))
@@ -139,7 +139,7 @@ def _start(world: World, policy_params: Any, history: History, state: Any) -> _C
 
 
 def _advance(
-    world: World, params: Any, carry: _Carry, action: jax.Array, keys: Any
+    world: World, params: Any, carry: _Carry, memory: Any, action: jax.Array, keys: StepKeys
 ) -> tuple[_Carry, dict[str, jax.Array]]:
     """One 4-h step; a patient who has left keeps the last state and earns nothing."""
     state, step = world.dynamics.step(params, carry.state, action, keys.noise)
@@ -149,8 +149,8 @@ def _advance(
     reward = world.reward.step(carry.sofa, score, carry.obs[lactate], step.obs[lactate])
     there = carry.exit == EXIT_TRUNCATED
     exit = jnp.where(there, sample_exit(step.exit_hazard, keys.exit), carry.exit)
-    new = _Carry(state, carry.memory, step.obs, step.mask, action, urine, score, exit)
-    new = jax.tree.map(partial(_select, there), new.replace(exit=carry.exit), carry).replace(exit=exit)
+    lived = _Carry(state, memory, step.obs, step.mask, action, urine, score, exit)
+    new = jax.tree.map(partial(_select, there), lived, carry)
     trace = {
         "obs": new.obs,
         "mask": step.mask & there,
