@@ -68,17 +68,17 @@ def _decided_on_record(episodes: Episodes, action: np.ndarray, doses: np.ndarray
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a policy, one column a rule: rate of steps at risk with its interval; the last row counts those steps."""
+    """One row a rule, one column a policy: rate of steps at risk with its interval; first how many those are."""
     cells = table.assign(
         cell=[
-            f"{row.rate:.1%} [{row.rate_low:.1%}, {row.rate_high:.1%}]" if row.at_risk else "none at risk"
+            f"{row.rate:.1%} [{100 * row.rate_low:.1f}, {100 * row.rate_high:.1f}]" if row.at_risk else "-"
             for row in table.itertuples()
         ]
     )
-    out = cells.pivot(index="policy", columns="rule", values="cell")
-    out = out.loc[table["policy"].unique(), list(guidelines.RULES)]
+    out = cells.pivot(index="rule", columns="policy", values="cell")
+    out = out.loc[list(guidelines.RULES), table["policy"].unique()]
     own = table[table["policy"] == CLINICIANS].set_index("rule")["at_risk"]
-    out.loc["steps at risk (recorded states)"] = [str(int(own[rule])) for rule in out.columns]
+    out.insert(0, "at risk", [str(int(own[rule])) for rule in out.index])
     return out.rename_axis(columns=None)
 
 

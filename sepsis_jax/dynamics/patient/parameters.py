@@ -48,11 +48,11 @@ class Knobs:
       effect_scale: f32[] 1 as designed, 0 is the null world in which actions change nothing.
     """
 
-    unmeasured: Any = 0.0
-    severity: Any = 0.0
-    missingness: Any = 1.0
-    style_sd: Any = 0.45
-    effect_scale: Any = 1.0
+    unmeasured: float = 0.0
+    severity: float = 0.0
+    missingness: float = 1.0
+    style_sd: float = 0.45
+    effect_scale: float = 1.0
 
 
 @struct.dataclass
