@@ -52,7 +52,7 @@ def test_the_command_line_overrides_the_file(tmp_path):
     ("text", "words"),
     [
         ("world_model: {epochz: 3}", "world_model.epochz: expected a known key"),
-        ("wordl_model: {epochs: 3}", "wordl_model: expected a known key"),
+        ("wordl_model: {epochs: 3}", "wordl_model.epochs: expected a known key"),
         ("world_model: {epochs: many}", "world_model.epochs: expected"),
         ("world_model: {epochs: 1.5}", "world_model.epochs: expected"),
         ("cohort: {source: mars}", "cohort.source: expected"),
