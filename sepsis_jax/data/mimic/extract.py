@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import duckdb
+import numpy as np
 import pandas as pd
 
 from sepsis_jax import files
@@ -31,7 +32,8 @@ _VERSIONS = {140: "demo 2.2", 76_943: "2.0", 73_181: "2.2", 94_458: "3.1"}
 _DEMO_PATIENTS = "cc84b108f3e068bc4358717c7ef1ba39"
 """MD5 of the subject_ids of the open demo; any other set of patients needs a data use agreement."""
 
-_SOFA_CHUNK = 50  # DuckDB vectors (2,048 rows each) that are scored at a time
+_BLOCK = 256  # stays whose rows are scored or sorted at a time
+_PAD = 16_384  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,44 +157,64 @@ def _count(con: duckdb.DuckDBPyConnection, table: str, where: str = "true") -> i
 
 
 def _score_sofa(con: duckdb.DuckDBPyConnection) -> None:
-    """Table sofa_points (stay_id, hour, points of the six components) from sofa_inputs, some rows at a time.
+    """Table sofa_points (stay_id, hour, points of the six components) from sofa_inputs.
 
     The thresholds live in `clinical.sofa` only; SQL brings the hourly inputs and takes the rolling maximum.
     """
     points = ", ".join(f"{name} TINYINT" for name in sofa.COMPONENTS)
     con.execute(f"CREATE TABLE sofa_points (stay_id INTEGER, hour BIGINT, {points})")
-    with con.cursor() as reader:
-        reader.execute("SELECT * FROM sofa_inputs")
-        while len(chunk := reader.fetch_df_chunk(_SOFA_CHUNK)):
-            con.register("scored", _points(chunk))
-            con.execute("INSERT INTO sofa_points FROM scored")
-            con.unregister("scored")
+    for first, last in _blocks(con, "candidates"):
+        hours = con.execute("FROM sofa_inputs WHERE stay_id BETWEEN ? AND ?", [first, last]).df()
+        con.register("scored", _points(hours))
+        con.execute("INSERT INTO sofa_points FROM scored")
+        con.unregister("scored")
 
 
 def _points(hours: pd.DataFrame) -> pd.DataFrame:
     """Rows of sofa_inputs -> rows of sofa_points."""
-    keys, ventilated = ["stay_id", "hour"], hours["ventilated"].fillna(False).to_numpy(bool)
-    inputs = hours.drop(columns=[*keys, "ventilated"])
+    # JAX compiles for every shape that it meets, so there should be few.
+    padded = hours.reindex(range(-(-len(hours) // _PAD) * _PAD))
+    inputs = padded.drop(columns=["stay_id", "hour", "ventilated"])
     points = sofa.components(
-        ventilated=ventilated,
+        ventilated=padded["ventilated"].eq(True).to_numpy(bool),
         **{name: inputs[name].to_numpy("float32", na_value=float("nan")) for name in inputs},
     )
-    return pd.concat([hours[keys], pd.DataFrame(points, columns=list(sofa.COMPONENTS))], axis=1)
+    scored = pd.DataFrame(np.asarray(points)[: len(hours)], columns=list(sofa.COMPONENTS))
+    return pd.concat([hours[["stay_id", "hour"]], scored], axis=1)
 
 
 def _write(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
     """The four tables of the sepsis stays, in an order that does not depend on the threads."""
     _make(con, "charlson")
+    _sort_measurements(con)
     of_sepsis = "WHERE stay_id IN (SELECT stay_id FROM sepsis) ORDER BY ALL"
     queries = {
         "stays": _sql("stays"),
-        "measurements": f"SELECT stay_id, hours, feature, value FROM measured {of_sepsis}",
+        "measurements": "FROM sorted_measurements",
         "treatments": f"SELECT * FROM treatments {of_sepsis}",
         "intervals": f"SELECT * FROM ventilation {of_sepsis}",
     }
     for table, query in queries.items():
         path = str(folder / f"{table}.parquet").replace("'", "''")
         con.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet, COMPRESSION zstd)")
+
+
+def _sort_measurements(con: duckdb.DuckDBPyConnection) -> None:
+    """Table sorted_measurements, some stays at a time: one sort of all rows would take all the memory it may."""
+    con.execute("CREATE TABLE sorted_measurements (stay_id INTEGER, hours DOUBLE, feature VARCHAR, value DOUBLE)")
+    for first, last in _blocks(con, "sepsis"):
+        con.execute(
+            "INSERT INTO sorted_measurements SELECT stay_id, hours, feature, value FROM measured "
+            "WHERE stay_id BETWEEN ? AND ? AND stay_id IN (SELECT stay_id FROM sepsis) ORDER BY ALL",
+            [first, last],
+        )
+
+
+def _blocks(con: duckdb.DuckDBPyConnection, table: str) -> Iterator[tuple[int, int]]:
+    """First and last stay_id of every `_BLOCK` stays of a table, ascending."""
+    stays = [stay for (stay,) in con.execute(f"SELECT stay_id FROM {table} ORDER BY stay_id").fetchall()]
+    for first in range(0, len(stays), _BLOCK):
+        yield stays[first], stays[first : first + _BLOCK][-1]
 
 
 def _facts(con: duckdb.DuckDBPyConnection, attrition: list[tuple[str, int]]) -> dict[str, Any]:
@@ -222,12 +244,7 @@ def _staging(folder: Path, settings: MimicSettings) -> Iterator[duckdb.DuckDBPyC
         found = f"{where}: {error.strerror}"
         raise InputError("settings", field="temp_dir", expected="a folder to write to", found=found) from error
     with scratch as name:
-        # The order of rows is restored where tables are written.
-        config: dict[str, Any] = {
-            "memory_limit": settings.memory_limit,
-            "temp_directory": f"{name}/spill",
-            "preserve_insertion_order": False,
-        }
+        config: dict[str, Any] = {"memory_limit": settings.memory_limit, "temp_directory": f"{name}/spill"}
         if settings.threads is not None:
             config["threads"] = settings.threads
         try:

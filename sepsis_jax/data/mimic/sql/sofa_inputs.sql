@@ -57,7 +57,8 @@ pressors AS (
     SELECT stay_id, hour, sum(dose::DECIMAL(18, 6)) AS norepinephrine_equivalent FROM pressed GROUP BY ALL
 )
 SELECT
-    stay_id, hour, pf_ratio, ventilated, platelet, bilirubin_total, meanbp, norepinephrine_equivalent, gcs, creatinine,
+    stay_id, hour, pf_ratio, coalesce(ventilated, false) AS ventilated, platelet, bilirubin_total, meanbp,
+    norepinephrine_equivalent, gcs, creatinine,
     CASE WHEN hour >= 23 THEN
         sum(urine) OVER (PARTITION BY stay_id ORDER BY hour ROWS BETWEEN 23 PRECEDING AND CURRENT ROW)
     END AS urine_24h
