@@ -81,14 +81,16 @@ def test_venous_gases_are_left_out_and_unlabelled_ones_kept(tmp_path):
     assert values(tables, "lactate") == [9, 4, 4.1, 9.2]
 
 
-def test_labs_count_from_24_h_before_admission_until_the_end_of_the_stay(tmp_path):
+def test_values_count_from_24_h_before_admission_until_the_end_of_the_stay(tmp_path):
     mimic = Mimic().septic(hours=48)
     for number, (hours, minutes) in enumerate(((-24, -1), (-24, 0), (48, 0), (48, 1))):
-        mimic.lab(50813, 1 + number, hours, minutes)
+        mimic.lab(50813, 1 + number, hours, minutes).chart(220045, 1 + number, hours, minutes)
+        mimic.urine(226559, 1 + number, hours, minutes)
     mimic.lab(50813, 9, HALF, subject=SUBJECT + 1)
     tables, _ = run(mimic, tmp_path)
-    assert values(tables, "lactate") == [2, 3]
-    assert tables["measurements"]["hours"].tolist() == [-24, 1, 48]
+    for feature in ("lactate", "heart_rate", "output_4hourly"):
+        assert values(tables, feature) == [2, 3]
+    assert sorted(set(tables["measurements"]["hours"])) == [-24, 1, 48]
 
 
 def test_two_stays_of_one_patient(tmp_path):
