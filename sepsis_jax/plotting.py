@@ -28,14 +28,21 @@ def fan(
     color: str,
     label: str,
     start: tuple[float, float] | None = None,
+    filled: bool = True,
 ) -> None:
-    """Median line and 80 % band f[H] over hours f[H], joined to the present value `start` (hour, value) if given."""
+    """Median line and 80 % band f[H] over hours f[H], joined to the present value `start` (hour, value) if given.
+
+    Fill one band only: several on top of each other hide what they show; the others get thin bounds.
+    """
     bands = [np.asarray(values, float) for values in (hours, low, median, high)]
     if start is not None:
         hour, value = start
         bands = [np.insert(band, 0, first) for band, first in zip(bands, (hour, value, value, value), strict=True)]
     x, lower, middle, upper = bands
-    axes.fill_between(x, lower, upper, color=color, alpha=0.18, linewidth=0)
+    if filled:
+        axes.fill_between(x, lower, upper, color=color, alpha=0.18, linewidth=0)
+    else:
+        axes.plot(x, np.stack([lower, upper], axis=1), color=color, linewidth=0.9, linestyle="--")
     axes.plot(x, middle, color=color, linewidth=1.6, label=label)
 
 

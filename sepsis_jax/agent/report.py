@@ -95,7 +95,8 @@ def _fans(one: dict[str, Any]) -> Figure:
                 horizon = hours[0] + HOURS_PER_STEP * np.arange(1, len(future["sofa"]) + 1)
                 bands = ([np.nan if v is None else v for v in future[key][name]] for key in ("low", "median", "high"))
                 text = f"{label} ({action[0]},{action[1]})"
-                plotting.fan(axes, horizon, *bands, color=color, label=text, start=(hours[0], values[0]))
+                chosen = color == plotting.CHOSEN
+                plotting.fan(axes, horizon, *bands, color=color, label=text, start=(hours[0], values[0]), filled=chosen)
         axes.set_title(f"{name} ({FEATURES[INDEX[name]].unit})", size=9)
         axes.set_xlim(hours[0] - 2, max(hours[-1], hours[0] + HOURS_PER_STEP * len(first["considered"][0]["sofa"])) + 2)
     deviation = next((h for h, d in zip(hours, one["decisions"], strict=True) if d["source"] == "model"), None)

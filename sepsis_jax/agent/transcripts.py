@@ -83,11 +83,11 @@ def _levels(action: list[int] | None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """NaN (nobody left in the ICU) has no place in JSON: null."""
+    """Six digits are enough for a reader; NaN (nobody left in the ICU) has no place in JSON: null."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
