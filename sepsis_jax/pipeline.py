@@ -142,7 +142,7 @@ def load(config: Config, episodes_path: Path, checkpoint_path: Path) -> Loaded:
             hint="train on this cohort with train_wm.py",
         )
     key = jax.random.key(config.agent.seed)
-    policy_params = clinician.fit(config.clinician, episodes.subset("train"), manifest.scaler, key)
+    policy_params = clinician.fit(config.clinician, episodes, manifest.scaler, key)
     policy = clinician.Clinician(config.clinician)
     world = World(model, manifest.action_bins, PUBLISHED, policy)
     return Loaded(episodes, manifest, world, params, policy_params)

@@ -24,6 +24,7 @@ from sepsis_jax.dynamics.protocol import History
 
 _INPUTS = NUM_FEATURES + NUM_MASKED + 3 + 2 * actions.LEVELS + 1
 _STEPS_PER_DAY = 6.0
+_CHECK_EVERY = 20  # updates between looks at the validation loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +81,23 @@ class Clinician:
 
 
 def fit(settings: ClinicianSettings, episodes: Episodes, scaler: Scaler, key: jax.Array) -> Any:
-    """Fit on all decisions of `episodes` (pass the train split). Consumes `key`; returns params of `Clinician`."""
+    """Fit on the decisions of the train split; keep the weights with the lowest loss on the validation split.
+
+    Without validation stays the last weights are kept. Consumes `key`; returns params of `Clinician`.
+    """
+    train, validation = (_decisions(episodes.subset(split), scaler) for split in ("train", "validation"))
+    network = _train(settings, *train, *validation, key)
+    return {"network": network, "scaler": jax.tree.map(jnp.asarray, scaler)}
+
+
+def _decisions(episodes: Episodes, scaler: Scaler) -> tuple[jax.Array, jax.Array]:
+    """Network inputs f32[N,_INPUTS] and action ids i32[N] of all recorded decisions."""
     valid = episodes.valid
     previous = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)
     step = np.broadcast_to(np.arange(episodes.num_steps), valid.shape)
     static = np.broadcast_to(scaler.normalize_static(episodes.static)[:, None], (*valid.shape, 3))
-    inputs = _inputs(scaler, *(jnp.asarray(x[valid]) for x in (episodes.obs, episodes.mask, static, previous, step)))
-    targets = actions.encode(episodes.action[valid])
-    return {"network": _train(settings, inputs, targets, key), "scaler": jax.tree.map(jnp.asarray, scaler)}
+    arrays = (episodes.obs, episodes.mask, static, previous, step)
+    return _inputs(scaler, *(jnp.asarray(array[valid]) for array in arrays)), actions.encode(episodes.action[valid])
 
 
 def fitted_probs(clinician: Clinician, params: Any, episodes: Episodes) -> np.ndarray:
@@ -124,22 +134,39 @@ def _graph(hidden: int) -> Any:
 
 
 @partial(jax.jit, static_argnums=0)
-def _train(settings: ClinicianSettings, inputs: jax.Array, targets: jax.Array, key: jax.Array) -> Any:
+def _train(
+    settings: ClinicianSettings,
+    inputs: jax.Array,
+    targets: jax.Array,
+    held_inputs: jax.Array,
+    held_targets: jax.Array,
+    key: jax.Array,
+) -> Any:
     init_key, key = jax.random.split(key)
-    graph, network = nnx.split(_Network(settings.hidden, nnx.Rngs(init_key)))
+    graph, first = nnx.split(_Network(settings.hidden, nnx.Rngs(init_key)))
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.updates)
     optimizer = optax.adamw(schedule, weight_decay=settings.weight_decay)
 
-    def loss(network: Any, rows: jax.Array) -> jax.Array:
-        logits = nnx.merge(graph, network)(inputs[rows])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, targets[rows]).mean()
+    def loss(network: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
+        logits = nnx.merge(graph, network)(inputs)
+        # The mean over no decisions is 0, not NaN: without validation stays every block counts as the best so far.
+        total = optax.softmax_cross_entropy_with_integer_labels(logits, targets).sum()
+        return total / max(targets.shape[0], 1)
 
     def update(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], None]:
         network, state = carry
         rows = jax.random.randint(key, (settings.batch_size,), 0, targets.shape[0])
-        updates, state = optimizer.update(jax.grad(loss)(network, rows), state, network)
+        gradient = jax.grad(loss)(network, inputs[rows], targets[rows])
+        updates, state = optimizer.update(gradient, state, network)
         return (optax.apply_updates(network, updates), state), None
 
-    keys = jax.random.split(key, settings.updates)
-    (network, _), _ = jax.lax.scan(update, (network, optimizer.init(network)), keys)
-    return network
+    def block(carry: tuple[Any, Any, Any, Any], keys: jax.Array) -> tuple[tuple[Any, Any, Any, Any], None]:
+        network, state, best, best_loss = carry
+        (network, state), _ = jax.lax.scan(update, (network, state), keys)
+        held = loss(network, held_inputs, held_targets)
+        best = jax.tree.map(lambda new, old: jnp.where(held <= best_loss, new, old), network, best)
+        return (network, state, best, jnp.minimum(held, best_loss)), None
+
+    keys = jax.random.split(key, (max(settings.updates // _CHECK_EVERY, 1), _CHECK_EVERY))
+    (_, _, best, _), _ = jax.lax.scan(block, (first, optimizer.init(first), first, jnp.inf), keys)
+    return best

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from factories import make_episodes
+from factories import fit_scaler, make_episodes
 from toy import LACTATE, MAP, toy_params, toy_world
 
 from sepsis_jax.clinical.actions import ALL_ACTIONS, encode
@@ -131,3 +131,20 @@ def test_clinician_as_policy_equals_its_table(fitted):
     rows, steps = np.nonzero(episodes.valid)
     got = probs_at(Clinician(settings), params, history_at(episodes, rows[:50], steps[:50]))
     np.testing.assert_allclose(got, table[rows[:50], steps[:50]], rtol=2e-4, atol=1e-6)
+
+
+def test_clinician_fit_stops_where_the_validation_loss_is_lowest():
+    """On actions that are pure chance, a network that memorises the train split must not be the one that is kept."""
+    episodes = make_episodes(40, 6, seed=3)
+    scaler = fit_scaler(episodes)
+    settings = ClinicianSettings(updates=1500, batch_size=64, learning_rate=5e-3, smoothing=0.0)
+    held = episodes.subset("validation").replace(split=np.full(4, 1, np.int8))
+
+    def held_loss(data):
+        params = clinician.fit(settings, data, scaler, jax.random.key(0))
+        probs = clinician.fitted_probs(Clinician(settings), params, held)
+        chosen = np.take_along_axis(probs, np.asarray(encode(held.action))[..., None], -1)[..., 0]
+        return -np.log(chosen[held.valid]).mean()
+
+    memorised = episodes.replace(split=np.where(episodes.split == 1, 2, episodes.split).astype(np.int8))
+    assert held_loss(episodes) + 1 < held_loss(memorised)
