@@ -45,7 +45,7 @@ from pathlib import Path
 from sepsis_jax.data import builder, mimic
 
 source, folder = Path(sys.argv[1]), Path(sys.argv[2])
-machine = {"threads": int(sys.argv[3]), "temp_dir": folder}
+machine = {"threads": int(sys.argv[3]), "memory_limit": sys.argv[4], "temp_dir": folder}
 extraction = mimic.extract(source, folder / "events", mimic.MimicSettings(**machine))
 episodes, _ = builder.build(folder / "events", builder.BuildSettings(**machine), attrition=extraction.attrition)
 print(episodes.num_stays, re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
@@ -61,7 +61,13 @@ class Cost(NamedTuple):
     stays: int
 
 
-def main(source: Path = DEMO, json: Path | None = None, copies: list[int] = [1, 10, 40], threads: int = 2) -> int:  # noqa: B006
+def main(
+    source: Path = DEMO,
+    json: Path | None = None,
+    copies: list[int] = [1, 10, 40],  # noqa: B006
+    threads: int = 2,
+    memory_limit: str = "256MB",
+) -> int:
     """Measure and print; returns the exit code.
 
     Args:
@@ -69,6 +75,7 @@ def main(source: Path = DEMO, json: Path | None = None, copies: list[int] = [1, 
       json: file for the figures.
       copies: how many times the demo.
       threads: of DuckDB.
+      memory_limit: of DuckDB; the peak is this and what Python, JAX and the Episodes take.
     """
     console = Console()
     costs: dict[int, Cost] = {}
@@ -77,7 +84,7 @@ def main(source: Path = DEMO, json: Path | None = None, copies: list[int] = [1, 
             with console.status(f"copying the demo {k} times"):
                 replicate(source, Path(folder) / "mimic", k)
             with console.status(f"preparing {k} times the demo"):
-                costs[k] = measure(Path(folder) / "mimic", Path(folder) / "work", threads)
+                costs[k] = measure(Path(folder) / "mimic", Path(folder) / "work", threads, memory_limit)
     table = Table("copies", "ICU stays", "episodes", "seconds", "peak GB", "temporary GB")
     for k, cost in costs.items():
         row = (k, 140 * k, cost.stays, f"{cost.seconds:.1f}", f"{cost.peak_gb:.2f}", f"{cost.disk_gb:.2f}")
@@ -110,11 +117,11 @@ def replicate(source: Path, target: Path, copies: int) -> None:
         )
 
 
-def measure(source: Path, work: Path, threads: int) -> Cost:
+def measure(source: Path, work: Path, threads: int, memory_limit: str) -> Cost:
     """Run the preparation in a process of its own."""
     work.mkdir()
     start = time.perf_counter()
-    command = [sys.executable, "-c", PREPARE, str(source), str(work), str(threads)]
+    command = [sys.executable, "-c", PREPARE, str(source), str(work), str(threads), memory_limit]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     largest, done = [0], threading.Event()
 

@@ -1,4 +1,4 @@
-"""The scripts one after the other, as `make demo` runs them, on a small cohort; the README's and the notebook's code."""
+"""The scripts in a row, as `make demo` runs them, on a small cohort; the code of the README and of the notebooks."""
 
 from __future__ import annotations
 
