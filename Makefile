@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+# A file stays with one worker, so that its fixtures and compiled programs are made once.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# Slow tests compute for minutes: worth optimised programs, unlike the fast ones (tests/conftest.py).
+SLOW := XLA_FLAGS=--xla_backend_optimization_level=1 $(PYTEST)
 
 .PHONY: help demo mimic-demo test test-slow test-all lint types lock clean
 
@@ -36,10 +39,9 @@ test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(PYTEST) -m slow
+	$(SLOW) -m slow
 
-test-all: $(VENV)/.installed-dev
-	$(PYTEST)
+test-all: test test-slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
