@@ -14,6 +14,8 @@ from typing import Any
 
 import duckdb
 
+from sepsis_jax.data.mimic import MimicSettings, extract
+
 ADMIT = datetime.datetime(2150, 3, 1, 8, 0, 0)
 SUBJECT, HADM, STAY = 1000, 2000, 3000
 
@@ -227,3 +229,10 @@ class Mimic:
                 duckdb.sql(f"FROM read_csv('{path}')").write_parquet(str(folder / f"{table}.parquet"))
                 path.unlink()
         return folder
+
+
+def run(mimic: Mimic, tmp_path: Path, settings: MimicSettings | None = None, **write):
+    """The event tables by name (pandas), the extraction, and the folder."""
+    source = mimic.write(tmp_path / "mimic", **write)
+    result = extract(source, tmp_path / "events", settings or MimicSettings(threads=1))
+    return {path.stem: duckdb.read_parquet(str(path)).df() for path in (tmp_path / "events").iterdir()}, result
