@@ -5,6 +5,7 @@ The choices made here are stated in docs/bring-your-own-data.md.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -132,6 +133,7 @@ def _scratch(settings: BuildSettings) -> Iterator[duckdb.DuckDBPyConnection]:
             found = settings.memory_limit
             raise InputError("settings", field="memory_limit", expected="a size like 2GB", found=found) from error
         with con:
+            con.execute(f"SET enable_progress_bar = {sys.stdout.isatty()}")  # DuckDB draws it on stdout
             yield con
 
 
