@@ -23,6 +23,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Run a script's `main(argv)`: bad input ends in one line on stderr and exit code 2, Ctrl-C in exit code 130."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "sepsis_jax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     try:
         main(sys.argv[1:])
     except InputError as error:

@@ -94,5 +94,5 @@ def action_heatmap(
 def svg(figure: Figure) -> str:
     """The figure as a data URI for an <img> of a self-contained page."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

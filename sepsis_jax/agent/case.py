@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -21,6 +22,7 @@ from sepsis_jax.data.episodes import EXIT_DEATH, EXIT_TRUNCATED, Episodes
 from sepsis_jax.dynamics.protocol import History
 
 HOURS_PER_STEP = 4
+_check = jax.jit(guidelines.check)
 _PROMPTS = Environment(
     loader=PackageLoader("sepsis_jax.agent", "prompts"),
     undefined=StrictUndefined,
@@ -210,7 +212,7 @@ class Case:
             self._bins.doses(levels)[None],
             np.ones(1, bool),
         )
-        return [name for name, flags in guidelines.check(steps).items() if bool(flags.violated[0])]
+        return [name for name, flags in _check(steps).items() if bool(flags.violated[0])]
 
     def _recorded_action(self) -> tuple[int, int] | None:
         if self._step >= int(self._record.length[0]):
