@@ -9,8 +9,12 @@ os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 )
 
+import hypothesis
 import jax
 import pytest
+
+hypothesis.settings.register_profile("fast", max_examples=40, deadline=None)
+hypothesis.settings.load_profile("fast")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "xla"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -104,11 +105,20 @@ def test_write_json_makes_numbers_finite_and_leaves_nothing_half_written(tmp_pat
         ("agent_loop.py", ("--agent.follow", "me"), "agent.follow: expected"),
     ],
 )
-def test_scripts_say_one_line_and_leave_with_2(tmp_path, script, words, said):
+def test_scripts_say_one_line_and_leave_with_2(tmp_path, monkeypatch, capsys, script, words, said):
     words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *words], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2 and done.stdout == ""
-    assert said in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    with pytest.raises(SystemExit) as left:
+        cli.run(importlib.import_module(script.removesuffix(".py")).main)
+    out, err = capsys.readouterr()
+    assert left.value.code == 2 and out == ""
+    assert said in err and err.startswith("error: ") and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_script_in_a_process_of_its_own(tmp_path):
+    words = [sys.executable, str(ROOT / "prepare_data.py"), "--cohort.patients", "many"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("error: command line: cohort.patients")
