@@ -56,6 +56,8 @@ def _cell(value: object) -> str:
 def write_json(path: Path, numbers: Mapping[str, float | int | None]) -> None:
     """One flat object of numbers, written aside and renamed; what is not finite becomes null."""
     finite = {name: None if value is None or not math.isfinite(value) else value for name, value in numbers.items()}
+    if not path.name or path.is_dir():
+        raise InputError(path, expected="a file", found="a folder")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,3 +65,6 @@ def write_json(path: Path, numbers: Mapping[str, float | int | None]) -> None:
         aside.rename(path)
     except OSError as error:
         raise InputError(path, expected="a file that can be written", found=error.strerror) from error
+    finally:
+        if aside.parent.is_dir():
+            aside.unlink(missing_ok=True)

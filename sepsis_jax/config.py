@@ -16,7 +16,7 @@ from sepsis_jax.data.builder import BuildSettings
 from sepsis_jax.data.mimic import MimicSettings
 from sepsis_jax.dynamics.patient.parameters import Knobs
 from sepsis_jax.dynamics.worldmodel.training import TrainSettings
-from sepsis_jax.errors import InputError
+from sepsis_jax.errors import SEEDS, InputError, check_range
 from sepsis_jax.evaluation.settings import EvaluationSettings
 from sepsis_jax.policies.clinician import ClinicianSettings
 from sepsis_jax.policies.planner import PlannerSettings
@@ -38,6 +38,11 @@ class CohortSettings:
     patients: int = 500
     seed: int = 0
     knobs: Knobs = Knobs()
+
+    def __post_init__(self) -> None:
+        check_range(self, "cohort", patients=(1, 10_000_000), seed=SEEDS)
+        unbounded = dict.fromkeys(vars(self.knobs), (-100.0, 100.0))
+        check_range(self.knobs, "cohort.knobs", **unbounded)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 
 class InputError(Exception):
     """Bad input from a person: a file, a field, a value or a setting.
@@ -23,3 +26,16 @@ class InputError(Exception):
         if hint:
             message += f"; {hint}"
         super().__init__(" ".join(message.split()))
+
+
+def check_range(settings: Any, where: str, **ranges: tuple[float, float]) -> None:
+    """Raise InputError unless every named numeric field of `settings` is finite and within (least, most)."""
+    for field, (least, most) in ranges.items():
+        value = getattr(settings, field)
+        if not (math.isfinite(value) and least <= value <= most):
+            expected = f"a number from {least:g}" + (f" to {most:g}" if math.isfinite(most) else " on")
+            raise InputError(where, field=field, expected=expected, found=value)
+
+
+SEEDS = (0, 2**31 - 1)
+"""Range of a seed."""

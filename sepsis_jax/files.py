@@ -23,7 +23,7 @@ def replacing(out: Path, marker: str, what: str) -> Iterator[Path]:
     Raises:
       InputError: `out` is something else, or cannot be written.
     """
-    out = Path(out).absolute()
+    out = Path(out).resolve()  # through a link, so that the link stays
     check_replaceable(out, marker, what)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -72,7 +72,10 @@ def _observed(episodes: Episodes) -> np.ndarray:
 
 
 def _prepare_mimic(config: Config, source: Path) -> tuple[Episodes, Manifest]:
-    with tempfile.TemporaryDirectory(prefix="sepsis_jax-", dir=config.mimic.temp_dir) as folder:
+    temp = config.mimic.temp_dir
+    if temp is not None and not temp.is_dir():
+        raise InputError("mimic", field="temp_dir", expected="a folder", found=temp)
+    with tempfile.TemporaryDirectory(prefix="sepsis_jax-", dir=temp) as folder:
         extraction = mimic.extract(source, Path(folder) / "events", config.mimic)
         episodes, built = builder.build(Path(folder) / "events", config.build, attrition=extraction.attrition)
     facts = extraction.facts | built.pop("facts")

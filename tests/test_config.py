@@ -122,3 +122,34 @@ def test_a_script_in_a_process_of_its_own(tmp_path):
     words = [sys.executable, str(ROOT / "prepare_data.py"), "--cohort.patients", "many"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("error: command line: cohort.patients")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--cohort.patients", "0"),
+        ("--cohort.seed", "-1"),
+        ("--cohort.knobs.severity", ".nan"),
+        ("--world_model.seed", str(2**70)),
+        ("--build.seed", "-1"),
+        ("--build.max_steps", "0"),
+        ("--build.start_hours", ".inf"),
+        ("--agent.stays", "-1"),
+        ("--agent.concurrency", "0"),
+        ("--planner.samples", "0"),
+        ("--planner.horizon", "0"),
+        ("--planner.batch_size", "0"),
+        ("--clinician.hidden", "0"),
+        ("--clinician.updates", "0"),
+        ("--clinician.batch_size", "0"),
+        ("--clinician.smoothing", "2"),
+        ("--clinician.learning_rate", ".nan"),
+        ("--evaluation.seed", "-1"),
+        ("--evaluation.draws", "1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_any_work(words):
+    with pytest.raises(InputError) as error:
+        load(*words)
+    field = words[0].split(".")[-1]
+    assert f"{field}: expected a number from" in str(error.value)

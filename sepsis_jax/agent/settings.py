@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
+
+from sepsis_jax.errors import SEEDS, check_range
 
 Follow = Literal["recorded_until_deviation", "model"]
 
@@ -28,3 +31,6 @@ class AgentSettings:
     follow: Follow = "recorded_until_deviation"
     concurrency: int = 8
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(self, "agent", stays=(0, math.inf), concurrency=(1, 4096), seed=SEEDS)

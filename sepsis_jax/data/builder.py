@@ -26,7 +26,7 @@ from sepsis_jax.data.cohort import Attrition, Stays, read_stays
 from sepsis_jax.data.episodes import SPLITS, Episodes
 from sepsis_jax.data.events import open_events, reading
 from sepsis_jax.data.scaler import Scaler
-from sepsis_jax.errors import InputError
+from sepsis_jax.errors import SEEDS, InputError, check_range
 
 BLOCK = 1024
 """Stays whose events are in memory at once."""
@@ -73,6 +73,7 @@ class BuildSettings:
     temp_dir: Path | None = None
 
     def __post_init__(self) -> None:
+        check_range(self, "build", seed=SEEDS, max_steps=(1, 10_000), start_hours=(-1e5, 1e5), min_age=(0, 150))
         shares = self.split_fractions
         for field, expected, good in (
             ("anchor", "admission or onset", self.anchor in ("admission", "onset")),
@@ -103,17 +104,16 @@ def build(
     Raises:
       InputError: bad settings or tables, or no stay is left.
     """
-    with _scratch(settings) as con:
+    with _scratch(settings) as con, reading(Path(events_dir)):
         dropped = open_events(con, events_dir)
         stays = read_stays(con, anchor=settings.anchor, start_hours=settings.start_hours, max_steps=settings.max_steps)
         left = Attrition(events_dir, stays.stay_id, attrition)
         _exclude_by_stay(left, stays, settings)
         loaded = left.rows
-        with reading(Path(events_dir)):
-            records = binning.Records(stays.stay_id[loaded], stays.start_s[loaded], stays.length[loaded])
-            binning.load(con, records, settings.vasopressor_conversion)
-            _exclude_by_events(left, stays, settings, con)
-            return _assemble(con, stays, loaded, left, settings, dropped)
+        records = binning.Records(stays.stay_id[loaded], stays.start_s[loaded], stays.length[loaded])
+        binning.load(con, records, settings.vasopressor_conversion)
+        _exclude_by_events(left, stays, settings, con)
+        return _assemble(con, stays, loaded, left, settings, dropped)
 
 
 @contextmanager

@@ -80,7 +80,11 @@ class Scaler:
     @classmethod
     def from_dict(cls, values: dict[str, list[float]]) -> Scaler:
         """Inverse of `to_dict`, exact in float32."""
-        return cls(**{name: np.asarray(value, np.float32) for name, value in values.items()})
+        scaler = cls(**{name: np.asarray(value, np.float32) for name, value in values.items()})
+        shapes = [np.shape(value) for value in (scaler.mean, scaler.sd, scaler.static_mean, scaler.static_sd)]
+        if shapes != [(NUM_FEATURES,), (NUM_FEATURES,), (3,), (3,)]:
+            raise ValueError(f"scaler of shapes {shapes}")
+        return scaler
 
 
 def _log_urine(obs: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from sepsis_jax import files
-from sepsis_jax.clinical.actions import ActionBins
+from sepsis_jax.clinical.actions import LEVELS, ActionBins
 from sepsis_jax.clinical.features import NAMES, STATIC_UNITS, STATICS, UNITS
 from sepsis_jax.data.episodes import DTYPES, Episodes
 from sepsis_jax.data.scaler import Scaler
@@ -178,7 +178,20 @@ def from_dataset(dataset: xr.Dataset, file: object = "dataset") -> Episodes:
         if value.shape != shape:
             raise InputError(file, field=name, expected=f"shape {shape}", found=value.shape)
         fields[name] = value.astype(dtype)
+    _check_ranges(fields, fields["obs"].shape[1], file)
     return Episodes(**fields)
+
+
+def _check_ranges(fields: dict[str, Any], steps: int, file: object) -> None:
+    """InputError for values that no writer of ours produces: a damaged or hand-made store."""
+    ranges = {"length": (1, steps), "action": (0, LEVELS - 1), "prior_action": (0, LEVELS - 1), "split": (0, 2)}
+    for name, (least, most) in (ranges | {"exit": (0, 2), "mortality_90d": (-1, 1)}).items():
+        value = fields[name]
+        if value.size and (value.min() < least or value.max() > most):
+            found = f"{value.min()} to {value.max()}"
+            raise InputError(file, field=name, expected=f"values from {least} to {most}", found=found)
+    if not np.isfinite(fields["obs"]).all():
+        raise InputError(file, field="obs", expected="finite values", found="NaN or infinity")
 
 
 def _brief(error: Exception) -> str:

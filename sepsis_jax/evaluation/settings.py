@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
-from sepsis_jax.errors import InputError
+from sepsis_jax.errors import SEEDS, check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,5 @@ class EvaluationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("safety_stays", 0), ("planner_samples", 2), ("draws", 100)):
-            if getattr(self, name) < least:
-                raise InputError("evaluation", field=name, expected=f"at least {least}", found=getattr(self, name))
+        check_range(self, "evaluation", safety_stays=(0, math.inf), planner_samples=(2, 1_000_000), seed=SEEDS)
+        check_range(self, "evaluation", draws=(100, 1_000_000))

@@ -7,6 +7,7 @@ like this one (support). Calibrated, cross-fitted estimates for off-policy evalu
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from sepsis_jax.clinical.features import NUM_FEATURES, NUM_MASKED
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.dynamics.protocol import History
+from sepsis_jax.errors import InputError, check_range
 
 _INPUTS = NUM_FEATURES + NUM_MASKED + 3 + 2 * actions.LEVELS + 1
 _STEPS_PER_DAY = 6.0
@@ -44,6 +46,10 @@ class ClinicianSettings:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     smoothing: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_range(self, "clinician", hidden=(1, 65536), updates=(1, math.inf), batch_size=(1, math.inf))
+        check_range(self, "clinician", learning_rate=(0, 10), weight_decay=(0, 10), smoothing=(0, 1))
 
 
 class _Network(nnx.Module):
@@ -86,6 +92,8 @@ def fit(settings: ClinicianSettings, episodes: Episodes, scaler: Scaler, key: ja
     Without validation stays the last weights are kept. Consumes `key`; returns params of `Clinician`.
     """
     train, validation = (_decisions(episodes.subset(split), scaler) for split in ("train", "validation"))
+    if train[1].size == 0:
+        raise InputError("episodes", field="split", expected="train stays for the clinician estimate", found="none")
     network = _train(settings, *train, *validation, key)
     return {"network": network, "scaler": jax.tree.map(jnp.asarray, scaler)}
 

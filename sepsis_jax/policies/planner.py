@@ -18,6 +18,7 @@ from sepsis_jax.clinical import guidelines
 from sepsis_jax.clinical.actions import ALL_ACTIONS
 from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.dynamics.protocol import History
+from sepsis_jax.errors import check_range
 from sepsis_jax.simulation.rollout import World, simulate
 from sepsis_jax.simulation.statistics import Returns, returns
 
@@ -37,6 +38,9 @@ class PlannerSettings:
     horizon: int = 6
     shield: bool = True
     batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        check_range(self, "planner", samples=(2, 1_000_000), horizon=(1, 1000), batch_size=(1, 1_000_000))
 
 
 @struct.dataclass

@@ -63,7 +63,10 @@ def load(path: Path) -> Checkpoint:
     path = Path(path).absolute()
     description = _load_description(path / DESCRIPTION)
     found = _sizes(path / ARRAYS)
-    for name, size in description.get("bytes", {}).items():  # Orbax itself fails late and noisily
+    sizes = description.get("bytes")
+    if not isinstance(sizes, dict):
+        raise InputError(path / DESCRIPTION, field="bytes", expected="a size a file", found=type(sizes).__name__)
+    for name, size in sizes.items():  # Orbax itself fails late and noisily
         if found.get(name) != size:
             raise InputError(path / ARRAYS, field=name, expected=f"{size} bytes", found=found.get(name, "no file"))
     try:

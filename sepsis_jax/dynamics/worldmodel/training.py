@@ -17,7 +17,7 @@ from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.dynamics.worldmodel.losses import Terms, loss_terms, means
 from sepsis_jax.dynamics.worldmodel.model import Architecture, Params, WorldModel
-from sepsis_jax.errors import InputError
+from sepsis_jax.errors import SEEDS, InputError, check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,7 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_range(self, "worldmodel", seed=SEEDS, weight_decay=(0, 10))
         _ = self.model  # raises for an impossible network
         for name in ("epochs", "patience", "batch_size", "learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
