@@ -103,13 +103,16 @@ def extract(source: Path, events_dir: Path, settings: MimicSettings | None = Non
     """
     settings = settings or MimicSettings()
     source, events_dir = Path(source).absolute(), Path(events_dir).absolute()
-    with files.replacing(events_dir, "stays.parquet", "event tables") as folder, _staging(folder, settings) as con:
-        with tables.reading(source):
-            tables.attach(con, source)
-            items.load(con)
-            attrition = _cohort(con, source, settings)
-            _write(con, folder)
-            return Extraction(attrition, _facts(con, attrition))
+    with (
+        files.replacing(events_dir, "stays.parquet", "event tables") as folder,
+        _staging(folder, settings) as con,
+        tables.reading(source),
+    ):
+        tables.attach(con, source)
+        items.load(con)
+        attrition = _cohort(con, source, settings)
+        _write(con, folder)
+        return Extraction(attrition, _facts(con, attrition))
 
 
 def _cohort(con: duckdb.DuckDBPyConnection, source: Path, settings: MimicSettings) -> list[tuple[str, int]]:
