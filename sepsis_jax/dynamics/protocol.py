@@ -50,16 +50,31 @@ class Step:
       mask: bool[38] newly measured.
       vent_prob: f32[] probability of invasive ventilation.
       exit_hazard: f32[2] probability of death, of discharge, at the end of this step.
+      value: f32[F] (clinical units) every feature as it would read if it were measured.
     """
 
     obs: Any
     mask: Any
     vent_prob: Any
     exit_hazard: Any
+    value: Any
 
 
 class Dynamics(Protocol):
-    """A model of patients. Instances are hashable and static; numbers live in `params`."""
+    """A model of patients. Instances are hashable and static; numbers live in `params`.
+
+    An ensemble has several members; sample s of a simulation belongs to member s mod `members` for its whole course
+    and under every candidate. The other functions take what `member` returns.
+    """
+
+    @property
+    def members(self) -> int:
+        """M, at least 1."""
+        ...
+
+    def member(self, params: Any, index: Any) -> Any:
+        """Params of member `index` i32[]."""
+        ...
 
     def encode(self, params: Any, history: History) -> Any:
         """State of one patient at the decision about step `history.length - 1`, as any pytree."""

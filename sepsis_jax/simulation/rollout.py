@@ -175,6 +175,12 @@ def _sofa(world: World, obs: jax.Array, ventilated: jax.Array, action: jax.Array
     return sofa.proper(obs, ventilated, world.bins.doses(action)[0], urine.sum())
 
 
+def _interleave(samples: int, leaf: jax.Array) -> jax.Array:
+    """[M,K,N,...] -> [K,S,...] in the order of the sample's number."""
+    candidates, rest = leaf.shape[1], leaf.shape[3:]
+    return jnp.moveaxis(leaf, 0, 2).reshape(candidates, -1, *rest)[:, :samples]
+
+
 Record = Callable[[Trajectory, History], Any]
 """Turns the S samples of one candidate (Trajectory with leading S) into what is kept of them."""
 
@@ -213,16 +219,22 @@ def simulate(
       What `record` returns, with leading [B,K].
     """
 
+    members = world.dynamics.members
+    numbers = jnp.arange(-(-samples // members) * members).reshape(-1, members)  # sample s belongs to member s mod M
+
     def patient(arguments: tuple[History, jax.Array]) -> Any:
         history, candidates = arguments
-        state = world.dynamics.encode(params, history)
-        keys = jax.vmap(lambda s: trajectory_key(seed, history.stay_id, history.length - 1, s))(jnp.arange(samples))
+        key = partial(trajectory_key, seed, history.stay_id, history.length - 1)
 
-        def candidate(plan: jax.Array) -> Any:
-            run = partial(rollout, world, params, policy_params, history, state, plan, horizon=horizon)
-            return record(jax.vmap(run)(keys), history)
+        def courses(index: jax.Array) -> Trajectory:
+            own = world.dynamics.member(params, index)
+            state, keys = world.dynamics.encode(own, history), jax.vmap(key)(numbers[:, index])
+            run = partial(rollout, world, own, policy_params, history, state, horizon=horizon)
+            return jax.vmap(jax.vmap(run, (None, 0)), (0, None))(candidates, keys)
 
-        return jax.vmap(candidate)(candidates)
+        by_member = jax.lax.map(courses, jnp.arange(members))  # one at a time: weights are read once
+        together = jax.tree.map(partial(_interleave, samples), by_member)
+        return jax.vmap(record, (0, None))(together, history)
 
     def nobody(arguments: tuple[History, jax.Array]) -> Any:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(patient, arguments))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,12 @@ class PatientDynamics:
     """
 
     bins: ActionBins = AI_CLINICIAN_BINS
+    members: ClassVar[int] = 1
+
+    def member(self, params: Params, index: Any) -> Params:
+        """There is one truth."""
+        del index
+        return params
 
     def admit(self, params: Params, key: jax.Array) -> PatientState:
         """Draw a new patient, one step (without treatment) before the first observation. Consumes `key`."""
@@ -99,7 +105,7 @@ class PatientDynamics:
         chance = observation.panel_chance(latent, p, state.since)
         obs, mask, since = observation.record(value, chance, state.obs, state.since, knobs, drawing)
         hazard = outcomes.exit_hazard(latent, p, hours)
-        return PatientState(p, latent, obs, since, hours), Step(obs, mask, vent_prob, hazard)
+        return PatientState(p, latent, obs, since, hours), Step(obs, mask, vent_prob, hazard, value)
 
     def outcome(self, params: Params, state: PatientState) -> jax.Array:
         """f32[]: probability of death within 90 days of someone who leaves the ICU alive in this state."""

@@ -1,73 +1,133 @@
 """The default network: the whole history lives in the hidden state, one GRU step per simulated step.
 
-The GRU reads [obs, mask, action before, static]; the heads read [hidden, obs, action after], so that all candidate
-actions of a patient share one encoding. The mean of a value is its carried value plus a predicted change.
+The GRU reads [obs, mask, steps since measured, action before, static, time]; the heads read [hidden, obs, action
+after], so that all candidate actions of a patient share one encoding. The median of a value is its carried value plus
+a predicted change.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
 from sepsis_jax.clinical.actions import LEVELS
 from sepsis_jax.clinical.features import NUM_FEATURES, NUM_MASKED, STATICS
+from sepsis_jax.dynamics.worldmodel import copula
 from sepsis_jax.dynamics.worldmodel.gru import StackedGRU
-from sepsis_jax.dynamics.worldmodel.prediction import Prediction
+from sepsis_jax.dynamics.worldmodel.marginals import SEGMENTS, Marginals
+from sepsis_jax.dynamics.worldmodel.prediction import MaskMixture, Prediction
+
+RANK = 8
+"""R, factors of the copula."""
+PATTERNS = 8
+"""C, patterns of measurement (which panels are drawn)."""
+OUTCOMES = ("mortality_90d", "mortality_hospital")
 
 _ACTION = 2 * LEVELS
-_OUTPUTS = (NUM_FEATURES, NUM_FEATURES, NUM_MASKED, 1, 2)  # change, log sigma, mask, ventilation, exits
-_LOG_SIGMA = (-4.0, 3.0)  # a feature that never changes must not drive the likelihood to infinity
+_INPUTS = NUM_FEATURES + 2 * NUM_MASKED + _ACTION + len(STATICS) + 1
+_OUTPUTS = (NUM_FEATURES, NUM_FEATURES * SEGMENTS, PATTERNS, NUM_MASKED, 1, 2)
+_LOG_SLOPE = (-5.0, 4.0)  # a feature that never changes must not drive the likelihood to infinity
 _LARGEST_INPUT = 8.0  # z-scores; liver enzymes reach 80 SD, where the gates are long saturated
+_NEVER = 24.0  # steps since a measurement that has not been made
+
+
+@struct.dataclass
+class Memory:
+    """What is kept of the past.
+
+    Attributes:
+      hidden: f32[L,H]. since: f32[38] steps since each item was measured. steps: f32[] seen so far.
+    """
+
+    hidden: Any
+    since: Any
+    steps: Any
 
 
 class CarryNetwork(nnx.Module):
-    """GRU over the history, one hidden layer before the heads of the next step, a linear head for mortality."""
+    """GRU over the history; two hidden layers before the heads of the next step; a hidden layer for mortality."""
 
     def __init__(self, hidden: int, layers: int, dropout: float, *, rngs: nnx.Rngs) -> None:
         zeros = nnx.initializers.zeros_init()
-        inputs = NUM_FEATURES + NUM_MASKED + _ACTION + len(STATICS)
-        self.gru = StackedGRU(inputs, hidden, layers, dropout, rngs=rngs)
+        self.gru = StackedGRU(_INPUTS, hidden, layers, dropout, rngs=rngs)
         self.trunk = nnx.Linear(hidden + NUM_FEATURES + _ACTION, hidden, rngs=rngs)
+        self.second = nnx.Linear(hidden, hidden, rngs=rngs)
         # Zeros make the untrained model persistence with unit variance.
         self.heads = nnx.Linear(hidden, sum(_OUTPUTS), kernel_init=zeros, rngs=rngs)
-        self.mortality_head = nnx.Linear(hidden + len(STATICS), 1, kernel_init=zeros, rngs=rngs)
+        self.loading = nnx.Param(0.1 * jax.random.normal(rngs.params(), (NUM_FEATURES, RANK)))
+        self.patterns = nnx.Param(jax.random.normal(rngs.params(), (PATTERNS, NUM_MASKED)))
+        self.mortality = nnx.Linear(hidden + len(STATICS), hidden // 2, rngs=rngs)
+        self.mortality_head = nnx.Linear(hidden // 2, len(OUTCOMES), kernel_init=zeros, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
 
-    def initial(self) -> jax.Array:
-        """Memory before the first observation: f32[L,H]."""
-        return self.gru.initial()
+    def initial(self) -> Memory:
+        """Memory before the first observation."""
+        return Memory(self.gru.initial(), jnp.full(NUM_MASKED, _NEVER), jnp.float32(0))
 
     def observe(
         self,
-        memory: jax.Array,
+        memory: Memory,
         static: jax.Array,
         z: jax.Array,
         mask: jax.Array,
         action: jax.Array,
         key: jax.Array | None = None,
-    ) -> jax.Array:
+    ) -> Memory:
         """Take in z f32[F] and mask bool[38], which came after `action` (one-hot f32[10]). Consumes `key`."""
-        return self.gru(memory, jnp.concatenate([_squash(z), mask.astype(z.dtype), action, static]), key)
+        since = _since(memory.since, mask)
+        x = _inputs(static, z, mask, action, since, memory.steps)
+        return Memory(self.gru(memory.hidden, x, key), since, memory.steps + 1)
+
+    def read(self, static: jax.Array, z: jax.Array, mask: jax.Array, action: jax.Array, key: Any = None) -> Memory:
+        """Memory after every step, leading T: z f32[T,F], mask bool[T,38], action before each f32[T,10].
+
+        Consumes `key` (dropout).
+        """
+        steps = jnp.arange(len(z), dtype=z.dtype)
+        never = jnp.full(NUM_MASKED, _NEVER)
+        since = jax.lax.scan(lambda before, row: (_since(before, row),) * 2, never, mask)[1]
+        xs = jax.vmap(_inputs, (None, 0, 0, 0, 0, 0))(static, z, mask, action, since, steps)
+        return Memory(self.gru.unroll(xs, key), since, steps + 1)
 
     def predict(
-        self, memory: jax.Array, static: jax.Array, z: jax.Array, action: jax.Array, key: jax.Array | None = None
+        self, memory: Memory, static: jax.Array, z: jax.Array, action: jax.Array, key: jax.Array | None = None
     ) -> Prediction:
         """The next step under `action` (one-hot f32[10]) from carried z f32[F]. Consumes `key` (dropout)."""
         del static
-        features = jax.nn.relu(self.trunk(jnp.concatenate([memory[-1], _squash(z), action])))
-        outputs = self.heads(self.dropout(features, deterministic=key is None, rngs=key))
+        features = jax.nn.relu(self.trunk(jnp.concatenate([memory.hidden[-1], _squash(z), action])))
+        features = self.dropout(features, deterministic=key is None, rngs=key)
+        features = features + jax.nn.relu(self.second(features))
+        outputs = self.heads(features)
         splits = [sum(_OUTPUTS[: i + 1]) for i in range(len(_OUTPUTS) - 1)]
-        change, log_sigma, mask_logit, vent_logit, exit_logit = jnp.split(outputs, splits)
-        return Prediction(z + change, jnp.clip(log_sigma, *_LOG_SIGMA), mask_logit, vent_logit[0], exit_logit)
+        change, log_slope, pattern, mask_logit, vent_logit, exit_logit = jnp.split(outputs, splits)
+        slopes = jnp.clip(log_slope.reshape(NUM_FEATURES, SEGMENTS), *_LOG_SLOPE)
+        return Prediction(
+            values=Marginals(z + change, slopes),
+            loading=copula.loadings(self.loading[...]),
+            mask=MaskMixture(jax.nn.log_softmax(pattern), self.patterns[...] + mask_logit[None]),
+            vent_logit=vent_logit[0],
+            exit_logit=exit_logit,
+        )
 
-    def mortality_logit(self, memory: jax.Array, static: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """f32[] of death within 90 days of someone who leaves alive. Consumes `key` (dropout).
+    def mortality_logits(self, memory: Memory, static: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """f32[2] of death within 90 days and in hospital of someone who leaves the ICU alive. Consumes `key` (dropout).
 
-        A linear read-out that does not train the GRU: one label a stay, seen at each of its steps, would overfit it.
+        It does not train the GRU: one label a stay, seen at each of its steps, would overfit it.
         """
-        hidden = self.dropout(jax.lax.stop_gradient(memory[-1]), deterministic=key is None, rngs=key)
-        return self.mortality_head(jnp.concatenate([hidden, static]))[0]
+        hidden = self.dropout(jax.lax.stop_gradient(memory.hidden[-1]), deterministic=key is None, rngs=key)
+        return self.mortality_head(jax.nn.relu(self.mortality(jnp.concatenate([hidden, static]))))
+
+
+def _since(before: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.where(mask, 0.0, jnp.minimum(before + 1, _NEVER))
+
+
+def _inputs(static: Any, z: Any, mask: Any, action: Any, since: Any, steps: Any) -> jax.Array:
+    time = jnp.log1p(steps)[None]
+    return jnp.concatenate([_squash(z), mask.astype(z.dtype), jnp.log1p(since), action, static, time])
 
 
 def _squash(z: jax.Array) -> jax.Array:

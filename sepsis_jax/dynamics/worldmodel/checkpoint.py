@@ -12,9 +12,10 @@ import orbax.checkpoint as ocp
 
 from sepsis_jax import files
 from sepsis_jax.data.store import Manifest
+from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND = "a world-model checkpoint"
 ARRAYS, DESCRIPTION, METRICS = "arrays", "worldmodel.json", "metrics.csv"
 
@@ -25,12 +26,14 @@ class Checkpoint(NamedTuple):
     Attributes:
       model: fields of `WorldModel`.
       arrays: weights by path inside the network, e.g. 'gru/cells/0/weight_ih'.
+      support: ranges of the record that trained it.
       manifest: of the cohort that trained it, with the scaler and the action bins.
       training: settings of the training run.
     """
 
     model: dict[str, Any]
     arrays: dict[str, np.ndarray]
+    support: Support
     manifest: Manifest
     training: dict[str, Any]
 
@@ -48,6 +51,7 @@ def save(out: Path, checkpoint: Checkpoint, metrics: list[dict[str, float]]) -> 
             "schema_version": SCHEMA_VERSION,
             "model": checkpoint.model,
             "training": checkpoint.training,
+            "support": checkpoint.support.to_dict(),
             "manifest": checkpoint.manifest.to_dict(),
             "bytes": _sizes(folder / ARRAYS),
         }
@@ -77,8 +81,8 @@ def load(path: Path) -> Checkpoint:
     except Exception as error:
         raise InputError(path / ARRAYS, expected="readable Orbax arrays", found=_brief(error)) from error
     try:
-        manifest = Manifest.from_dict(description["manifest"])
-        return Checkpoint(description["model"], arrays, manifest, description["training"])
+        manifest, support = Manifest.from_dict(description["manifest"]), Support.from_dict(description["support"])
+        return Checkpoint(description["model"], arrays, support, manifest, description["training"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(path / DESCRIPTION, expected="the fields of a checkpoint", found=_brief(error)) from error
 

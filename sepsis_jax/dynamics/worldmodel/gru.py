@@ -35,7 +35,15 @@ class GRUCell(nnx.Module):
 
     def __call__(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
         """f32[H], f32[in] -> f32[H]."""
-        reset_x, update_x, new_x = jnp.split(x @ self.weight_ih[...] + self.bias_ih[...], 3)
+        return self.advance(hidden, self.project(x))
+
+    def project(self, x: jax.Array) -> jax.Array:
+        """f32[...,in] -> f32[...,3H]: the input's part of the gates, for all steps at once."""
+        return x @ self.weight_ih[...] + jnp.reshape(self.bias_ih[...], (1,) * (x.ndim - 1) + (-1,))
+
+    def advance(self, hidden: jax.Array, projected: jax.Array) -> jax.Array:
+        """f32[H], f32[3H] -> f32[H]."""
+        reset_x, update_x, new_x = jnp.split(projected, 3)
         reset_h, update_h, new_h = jnp.split(hidden @ self.weight_hh[...] + self.bias_hh[...], 3)
         update = jax.nn.sigmoid(update_x + update_h)
         new = jnp.tanh(new_x + jax.nn.sigmoid(reset_x + reset_h) * new_h)
@@ -66,10 +74,25 @@ class StackedGRU(nnx.Module):
         return jnp.stack(outputs)
 
     def unroll(self, xs: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """From zeros through f32[T,in]: the top layer's last output f32[H]. Consumes `key`."""
+        """From zeros through f32[T,in]: hidden states f32[T,L,H] after every step. Consumes `key`.
 
-        def step(hidden: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            index, x = inputs
-            return self(hidden, x, None if key is None else jax.random.fold_in(key, index)), None
+        Layer by layer, so that all that does not wait for the step before is one product of matrices.
+        """
+        layers: list[jax.Array] = []
+        for layer, cell in enumerate(self.cells):
+            if layers:
+                layer_key = None if key is None else jax.random.fold_in(key, layer)
+                xs = self.dropout(layers[-1], deterministic=key is None, rngs=layer_key)
+            layers.append(_scan(cell, xs))
+        return jnp.stack(layers, axis=1)
 
-        return jax.lax.scan(step, self.initial(), (jnp.arange(len(xs)), xs))[0][-1]
+
+def _scan(cell: GRUCell, xs: jax.Array) -> jax.Array:
+    """f32[T,in] -> f32[T,H]."""
+
+    def step(hidden: jax.Array, projected: jax.Array) -> tuple[jax.Array, jax.Array]:
+        hidden = cell.advance(hidden, projected)
+        return hidden, hidden
+
+    initial = jnp.zeros(cell.weight_hh.shape[0], xs.dtype)
+    return jax.lax.scan(step, initial, cell.project(xs))[1]

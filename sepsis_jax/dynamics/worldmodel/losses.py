@@ -11,8 +11,9 @@ import optax
 
 from sepsis_jax.data.episodes import EXIT_DEATH, EXIT_DISCHARGE, EXIT_TRUNCATED, Episodes
 from sepsis_jax.dynamics.protocol import History
+from sepsis_jax.dynamics.worldmodel.carry import OUTCOMES
 from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
-from sepsis_jax.dynamics.worldmodel.prediction import log_prob, with_urine
+from sepsis_jax.dynamics.worldmodel.prediction import likelihood, mask_log_prob, with_urine
 
 Terms = dict[str, jax.Array]
 """Name -> f32[2]: sum and count."""
@@ -32,40 +33,55 @@ def history_of(episode: Episodes) -> History:
     )
 
 
-def loss_terms(model: WorldModel, params: Params, episode: Episodes, key: jax.Array | None = None) -> Terms:
-    """Terms of one stay (fields without the leading B); a stay of length 0 counts nothing. Consumes `key` (dropout).
+def loss_terms(model: WorldModel, params: Params, episode: Episodes, key: jax.Array, *, train: bool) -> Terms:
+    """Terms of one stay (fields without the leading B) for one member; a stay of length 0 counts nothing.
 
-    nll: Gaussian, of measured next values and of urine (nats per value). mask, ventilation: Bernoulli, of the next
-    step. death, discharge: Bernoulli, of the end of each step; a discharge is only asked of those who did not die,
-    and the last step of a truncated record is not known. mortality: Bernoulli, at every decision; where the model
+    values: of measured next values and of urine, each by itself (nats per value); copula: what they add together.
+    mask: which items are measured (nats per item). ventilation: Bernoulli, of the next step. death, discharge:
+    Bernoulli, of the end of each step; a discharge is only asked of those who did not die, and the last step of a
+    truncated record is not known. mortality_90d, mortality_hospital: Bernoulli, at every decision; where the model
     knows exits, of stays that did not end in death, since `outcome` speaks of those who leave alive.
+
+    Consumes `key` (places inside intervals; dropout where `train`).
     """
     num_steps = len(episode.obs)
-    read_key, decode_keys, outcome_keys = _dropout_keys(key, num_steps)
-    states = model.encode_all(params, history_of(episode), read_key)
+    place_key, read_key, decode_key, outcome_key = jax.random.split(key, 4)
+    place_keys = jax.random.split(place_key, num_steps)
+    decode_keys, outcome_keys = (jax.random.split(k, num_steps) if train else None for k in (decode_key, outcome_key))
+    states = model.encode_all(params, history_of(episode), read_key if train else None)
     decoded = jax.vmap(model.decode, (None, 0, 0, 0))(params, states, episode.action, decode_keys)
-    mortality_logit = jax.vmap(model.outcome_logit, (None, 0, 0))(params, states, outcome_keys)
+    outcome_logits = jax.vmap(model.outcome_logits, (None, 0, 0))(params, states, outcome_keys)
 
     step = jnp.arange(num_steps)
     has_next, last = step < episode.length - 1, step == episode.length - 1
-    next_z = jnp.roll(params.scaler.normalize(episode.obs), -1, axis=0)
-    next_mask, next_vent = jnp.roll(episode.mask, -1, axis=0), jnp.roll(episode.ventilated, -1)
+    next_obs, next_mask, next_vent = (
+        jnp.roll(leaf, -1, axis=0) for leaf in (episode.obs, episode.mask, episode.ventilated)
+    )
     measured = with_urine(next_mask, True) & has_next[:, None]
-    knows_mortality = (step < episode.length) & (episode.mortality_90d >= 0)
+    scores = jax.vmap(likelihood, (0, None, None, 0, 0, 0))(
+        decoded, params.support, params.scaler, next_obs, measured, place_keys
+    )
     terms = {
-        "nll": _term(-log_prob(decoded, next_z), measured),
+        "values": _term(-scores.each, measured),
         "ventilation": _bernoulli(decoded.vent_logit, next_vent, has_next),
     }
-    if decoded.mask_logit is not None:
-        terms["mask"] = _bernoulli(decoded.mask_logit, next_mask, jnp.broadcast_to(has_next[:, None], next_mask.shape))
+    if decoded.loading is not None:
+        terms["copula"] = jnp.stack([-scores.copula.sum(), terms["values"][1]])
+    if decoded.mask is not None:
+        mask_scores = jax.vmap(mask_log_prob)(decoded.mask, next_mask)
+        items = has_next.sum().astype(jnp.float32) * next_mask.shape[-1]
+        terms["mask"] = jnp.stack([jnp.where(has_next, -mask_scores, 0).sum(), items])
+    knows_outcome = step < episode.length
     if decoded.exit_logit is not None:
         knows_exit = has_next | (last & (episode.exit != EXIT_TRUNCATED))
         dies, leaves = last & (episode.exit == EXIT_DEATH), last & (episode.exit == EXIT_DISCHARGE)
         terms["death"] = _bernoulli(decoded.exit_logit[:, 0], dies, knows_exit)
         terms["discharge"] = _bernoulli(decoded.exit_logit[:, 1], leaves, knows_exit & ~dies)
-        knows_mortality &= episode.exit != EXIT_DEATH
-    died = jnp.broadcast_to(episode.mortality_90d == 1, (num_steps,))
-    return terms | {"mortality": _bernoulli(mortality_logit, died, knows_mortality)}
+        knows_outcome &= episode.exit != EXIT_DEATH
+    for i, name in enumerate(OUTCOMES[: outcome_logits.shape[-1]]):
+        label = jnp.broadcast_to(getattr(episode, name), (num_steps,))
+        terms[name] = _bernoulli(outcome_logits[:, i], label == 1, knows_outcome & (label >= 0))
+    return terms
 
 
 def means(terms: Terms) -> dict[str, jax.Array]:
@@ -73,13 +89,6 @@ def means(terms: Terms) -> dict[str, jax.Array]:
     totals = {name: term.reshape(-1, 2).sum(axis=0) for name, term in terms.items()}
     averages = {name: total[0] / jnp.maximum(total[1], 1) for name, total in totals.items()}
     return {"loss": sum(averages.values(), jnp.float32(0))} | averages
-
-
-def _dropout_keys(key: jax.Array | None, num_steps: int) -> tuple[jax.Array | None, ...]:
-    if key is None:
-        return None, None, None
-    read_key, decode_key, outcome_key = jax.random.split(key, 3)
-    return read_key, jax.random.split(decode_key, num_steps), jax.random.split(outcome_key, num_steps)
 
 
 def _term(value: jax.Array, counts: jax.Array) -> jax.Array:

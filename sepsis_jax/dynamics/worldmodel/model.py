@@ -21,6 +21,7 @@ from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.data.store import Manifest
 from sepsis_jax.dynamics.protocol import History, Step, step_keys
 from sepsis_jax.dynamics.worldmodel import checkpoint
+from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.carry import CarryNetwork
 from sepsis_jax.dynamics.worldmodel.prediction import Prediction, draw
 from sepsis_jax.dynamics.worldmodel.published import PublishedNetwork
@@ -31,10 +32,16 @@ Architecture = Literal["carry", "published"]
 
 @struct.dataclass
 class Params:
-    """All numbers of a world model: the network's weights (nested dict) and the scaler."""
+    """All numbers of a world model.
+
+    Attributes:
+      network: nested dict of the weights; leading M (members of the ensemble) but for what `WorldModel.member` gives.
+      scaler: of the cohort that trained it. support: ranges of its record.
+    """
 
     network: Any
     scaler: Scaler
+    support: Support
 
 
 @struct.dataclass
@@ -42,7 +49,7 @@ class PatientState:
     """One patient at a decision.
 
     Attributes:
-      memory: what the network keeps of the past: hidden state f32[L,H] (carry) or `Window` (published).
+      memory: what the network keeps of the past: `carry.Memory` or `published.Window`.
       static: f32[3] (z-scores).
       obs: f32[F] (clinical units) last observation, carried forward.
       mask: bool[38] what of it was measured.
@@ -58,18 +65,22 @@ class PatientState:
 
 @dataclasses.dataclass(frozen=True)
 class WorldModel:
-    """A network's layout. Hashable and static; the numbers are `Params`. Functions describe one trajectory.
+    """A network's layout. Hashable and static; the numbers are `Params`.
+
+    Functions describe one trajectory of one member of the ensemble, whose Params `member` gives.
 
     Attributes:
       architecture: 'carry' (default) or 'published'.
       hidden: H, GRU width. layers: L, GRU depth.
       dropout: rate between layers while training.
+      members: M, networks of this layout that were trained apart.
     """
 
     architecture: Architecture = "carry"
     hidden: int = 128
     layers: int = 2
     dropout: float = 0.2
+    members: int = 1
 
     def __post_init__(self) -> None:
         positive, rate = "a positive whole number", "a rate from 0 to below 1"
@@ -77,6 +88,7 @@ class WorldModel:
             ("architecture", self.architecture in get_args(Architecture), " or ".join(get_args(Architecture))),
             ("hidden", isinstance(self.hidden, int) and self.hidden > 0, positive),
             ("layers", isinstance(self.layers, int) and self.layers > 0, positive),
+            ("members", isinstance(self.members, int) and self.members > 0, positive),
             ("dropout", isinstance(self.dropout, int | float) and 0 <= self.dropout < 1, rate),
         ):
             if not fits:
@@ -98,8 +110,8 @@ class WorldModel:
                 where = Path(path) / checkpoint.ARRAYS
                 raise InputError(where, field=name, expected=f"shape {shapes[0]}", found=shapes[1])
         weights = {name: jnp.asarray(array) for name, array in loaded.arrays.items()}
-        scaler = jax.tree.map(jnp.asarray, loaded.manifest.scaler)
-        return model, Params(_unflatten(weights), scaler), loaded.manifest
+        scaler, support = jax.tree.map(jnp.asarray, (loaded.manifest.scaler, loaded.support))
+        return model, Params(_unflatten(weights), scaler, support), loaded.manifest
 
     def save(
         self,
@@ -113,26 +125,28 @@ class WorldModel:
         """Write a checkpoint that `from_checkpoint` reads back bit for bit; the manifest's scaler is `params`'."""
         arrays = {name: np.asarray(array) for name, array in _flatten(params.network).items()}
         manifest = dataclasses.replace(manifest, scaler=params.scaler)
-        contents = checkpoint.Checkpoint(dataclasses.asdict(self), arrays, manifest, training or {})
+        contents = checkpoint.Checkpoint(dataclasses.asdict(self), arrays, params.support, manifest, training or {})
         checkpoint.save(out, contents, metrics or [])
 
-    def init(self, scaler: Scaler, key: jax.Array) -> Params:
-        """Fresh weights. Consumes `key`."""
-        return Params(_weights(self, key), jax.tree.map(jnp.asarray, scaler))
+    def init(self, scaler: Scaler, support: Support, key: jax.Array) -> Params:
+        """Fresh weights, different for each member. Consumes `key`."""
+        return Params(_weights(self, key), *jax.tree.map(jnp.asarray, (scaler, support)))
+
+    def member(self, params: Params, index: Any) -> Params:
+        """Params of member `index` i32[], the only ones that the functions below take."""
+        return dataclasses.replace(params, network=jax.tree.map(lambda leaf: leaf[index], params.network))
 
     def encode(self, params: Params, history: History) -> PatientState:
         """State at the decision about step `history.length - 1`; later rows are not read."""
-        memory, _ = self._read(params, history, None)
-        now = history.length - 1
-        static = params.scaler.normalize_static(history.static)
-        return PatientState(memory, static, history.obs[now], history.mask[now], _before(history)[now])
+        return jax.tree.map(lambda leaf: leaf[history.length - 1], self.encode_all(params, history))
 
     def encode_all(self, params: Params, history: History, key: jax.Array | None = None) -> PatientState:
         """States at the decisions about every step, with leading T. Consumes `key` (dropout)."""
-        _, memory = self._read(params, history, key)
-        static = params.scaler.normalize_static(history.static)
+        static, before = params.scaler.normalize_static(history.static), _before(history)
+        z = params.scaler.normalize(jnp.asarray(history.obs))
+        memory = merge(self, params).read(static, z, history.mask, actions.one_hot(before), key)
         statics = jnp.broadcast_to(static, (len(history.obs), *static.shape))
-        return PatientState(memory, statics, history.obs, history.mask, _before(history))
+        return PatientState(memory, statics, history.obs, history.mask, before)
 
     def advance(
         self,
@@ -159,9 +173,9 @@ class WorldModel:
     def step(self, params: Params, state: PatientState, action: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
         """Draw the next 4 h under `action` int[2]. Consumes `key`; without an exit model the hazards are 0."""
         prediction = self.decode(params, state, action)
-        obs, mask = draw(prediction, params.scaler, state.obs, state.mask, key)
+        value, obs, mask = draw(prediction, params.support, params.scaler, state.obs, state.mask, key)
         hazard = jnp.zeros(2) if prediction.exit_logit is None else jax.nn.sigmoid(prediction.exit_logit)
-        step = Step(obs=obs, mask=mask, vent_prob=jax.nn.sigmoid(prediction.vent_logit), exit_hazard=hazard)
+        step = Step(obs, mask, jax.nn.sigmoid(prediction.vent_logit), hazard, value)
         return self.advance(params, state, action, obs, mask), step
 
     def unroll(self, params: Params, state: PatientState, plan: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
@@ -175,32 +189,15 @@ class WorldModel:
 
     def outcome(self, params: Params, state: PatientState) -> jax.Array:
         """f32[]: probability of death within 90 days of someone who leaves the ICU, alive, in this state."""
-        return jax.nn.sigmoid(self.outcome_logit(params, state))
+        return jax.nn.sigmoid(self.outcome_logits(params, state)[0])
 
-    def outcome_logit(self, params: Params, state: PatientState, key: jax.Array | None = None) -> jax.Array:
-        """f32[]: log odds of `outcome`. Consumes `key` (dropout)."""
-        return merge(self, params).mortality_logit(state.memory, state.static, key)
-
-    def _read(self, params: Params, history: History, key: jax.Array | None) -> tuple[Any, Any]:
-        """Scan the history: the network's memory at its end, and at every step with leading T."""
-        network = merge(self, params)
-        static = params.scaler.normalize_static(history.static)
-        z = params.scaler.normalize(history.obs)
-        steps = jnp.arange(len(z))
-
-        def body(memory: Any, inputs: tuple[jax.Array, ...]) -> tuple[Any, Any]:
-            t, z, mask, action = inputs
-            step_key = None if key is None else jax.random.fold_in(key, t)
-            new = network.observe(memory, static, z, mask, action, step_key)
-            kept = jax.tree.map(lambda a, b: jnp.where(t < history.length, a, b), new, memory)
-            return kept, kept
-
-        inputs = (steps, z, history.mask, actions.one_hot(_before(history)))
-        return jax.lax.scan(body, network.initial(), inputs)
+    def outcome_logits(self, params: Params, state: PatientState, key: jax.Array | None = None) -> jax.Array:
+        """f32[1 or 2]: log odds of `outcome`, and of death in hospital (carry only). Consumes `key` (dropout)."""
+        return merge(self, params).mortality_logits(state.memory, state.static, key)
 
 
 def merge(model: WorldModel, params: Params) -> CarryNetwork | PublishedNetwork:
-    """The network with its weights as a flax module."""
+    """The network of one member as a flax module."""
     return nnx.merge(_graph(model), params.network)
 
 
@@ -216,7 +213,8 @@ def _network(model: WorldModel, key: jax.Array) -> CarryNetwork | PublishedNetwo
 
 @partial(jax.jit, static_argnums=0)
 def _weights(model: WorldModel, key: jax.Array) -> Any:
-    return nnx.to_pure_dict(nnx.state(_network(model, key)))
+    keys = jax.random.split(key, model.members)
+    return jax.vmap(lambda key: nnx.to_pure_dict(nnx.state(_network(model, key))))(keys)
 
 
 @lru_cache(maxsize=64)

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
-from jax.scipy.special import ndtri
+from jax.scipy.special import ndtr, ndtri
 
-from sepsis_jax.clinical.features import NUM_FEATURES
+from sepsis_jax.clinical.features import GCS, INDEX, NUM_FEATURES, NUM_MASKED
 from sepsis_jax.data.scaler import Scaler
-from sepsis_jax.dynamics.worldmodel.bounds import confine
+from sepsis_jax.dynamics.worldmodel import copula, marginals
+from sepsis_jax.dynamics.worldmodel.bounds import Support, confine, interval
+from sepsis_jax.dynamics.worldmodel.marginals import Marginals
+
+_CONTINUOUS = ~np.isin(np.arange(NUM_FEATURES), [INDEX[name] for name in GCS])
+
+
+@struct.dataclass
+class MaskMixture:
+    """Which values are measured: a mixture over C patterns (which panels are drawn), independent items in each.
+
+    Attributes:
+      log_weight: f32[C] of the patterns, normalised.
+      logit: f32[C,38] of each item.
+    """
+
+    log_weight: Any
+    logit: Any
 
 
 @struct.dataclass
@@ -19,56 +37,136 @@ class Prediction:
     """Distribution of one next step; a value that is not measured stays at the carried one.
 
     Attributes:
-      mean, log_sigma: f32[F] (z-scores) Gaussian of each value if it is measured.
-      mask_logit: f32[38] of being measured; None: every value is drawn and the mask stays as it was (published).
+      values: Marginals of the F values, as they would be measured.
+      loading: f32[F,R] of the copula between them; None: independent.
+      mask: MaskMixture; None: every value is drawn and the mask stays as it was (published).
       vent_logit: f32[] of invasive ventilation.
       exit_logit: f32[2] of death and, for those who live, of discharge at the end of the step; None: not modelled.
     """
 
-    mean: Any
-    log_sigma: Any
-    mask_logit: Any
+    values: Marginals
+    loading: Any
+    mask: Any
     vent_logit: Any
     exit_logit: Any
 
 
-def log_prob(prediction: Prediction, z: jax.Array) -> jax.Array:
-    """f32[...,F]: log density of each value z f32[...,F], had it been measured (nats)."""
-    return jax.scipy.stats.norm.logpdf(z, prediction.mean, jnp.exp(prediction.log_sigma))
+class Likelihood(NamedTuple):
+    """Log likelihood of what was measured in one step.
+
+    Attributes:
+      each: f32[F] of each value by itself (nats; densities per z-score, probabilities at the ends of the support and
+        for GCS), 0 where not measured.
+      copula: f32[] what knowing the values together adds.
+    """
+
+    each: Any
+    copula: Any
+
+
+def likelihood(
+    prediction: Prediction, support: Support, scaler: Scaler, obs: jax.Array, measured: jax.Array, key: jax.Array
+) -> Likelihood:
+    """Score the next step's obs f32[F] (clinical units) where `measured` bool[F].
+
+    A value that is only known to lie in an interval of scores enters the copula at a uniform place inside it, which
+    bounds the log probability from below in expectation. Consumes `key`. The copula does not train the marginals.
+    """
+    observed = interval(support, scaler, obs)
+    each = jnp.where(measured, marginals.log_prob(prediction.values, observed), 0.0)
+    if prediction.loading is None:
+        return Likelihood(each, jnp.float32(0))
+    score = jax.lax.stop_gradient(_place(prediction.values, observed, key))
+    return Likelihood(each, copula.log_density(prediction.loading, score, measured))
+
+
+def joint_log_density(
+    prediction: Prediction, support: Support, scaler: Scaler, obs: jax.Array, measured: jax.Array, key: jax.Array
+) -> jax.Array:
+    """f32[]: log density of the measured continuous values together (GCS left out); see `likelihood`."""
+    scores = likelihood(prediction, support, scaler, obs, measured & _CONTINUOUS, key)
+    return scores.each.sum() + scores.copula
+
+
+def mask_log_prob(mask: MaskMixture, measured: jax.Array) -> jax.Array:
+    """f32[]: log probability of measuring exactly `measured` bool[38]."""
+    signed = jnp.where(measured, mask.logit, -mask.logit)
+    return jax.nn.logsumexp(mask.log_weight + jax.nn.log_sigmoid(signed).sum(axis=-1))
+
+
+def mask_prob(mask: MaskMixture) -> jax.Array:
+    """f32[...,38]: probability of each item."""
+    return (jnp.exp(mask.log_weight)[..., None] * jax.nn.sigmoid(mask.logit)).sum(axis=-2)
 
 
 def median(prediction: Prediction, z: jax.Array) -> jax.Array:
-    """f32[...,F]: median of what will stand in the record after the step, the forecast of least absolute error.
+    """f32[...,F]: median (z-scores) of what will stand in the record after the step, the best forecast in MAE.
 
-    The record holds the carried value z f32[...,F] with probability 1 - p and a draw from N(mean, sigma) with
-    probability p; the median of that mixture is z confined to two quantiles of the Gaussian.
+    The record holds the carried value z f32[...,F] with probability 1 - p and a draw with probability p; the median
+    of that mixture is z confined to two quantiles of the draw.
     """
-    if prediction.mask_logit is None:
-        return prediction.mean
-    p = with_urine(jax.nn.sigmoid(prediction.mask_logit), 1.0)
-    sigma = jnp.exp(prediction.log_sigma)
-    lower = prediction.mean + sigma * ndtri(jnp.clip((p - 0.5) / p, 0, 1))
-    upper = prediction.mean + sigma * ndtri(jnp.clip(0.5 / p, 0, 1))
+    if prediction.mask is None:
+        return prediction.values.center
+    p = with_urine(mask_prob(prediction.mask), 1.0)
+    lower = marginals.value(prediction.values, _score_at((p - 0.5) / p))
+    upper = marginals.value(prediction.values, _score_at(0.5 / p))
     return jnp.clip(z, lower, upper)
 
 
+class Draw(NamedTuple):
+    """One drawn step.
+
+    Attributes:
+      value: f32[F] (clinical units) every feature as if measured.
+      obs: f32[F] (clinical units) the record's new row. mask: bool[38] newly measured.
+    """
+
+    value: Any
+    obs: Any
+    mask: Any
+
+
 def draw(
-    prediction: Prediction, scaler: Scaler, obs: jax.Array, mask: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Draw the next observation f32[F] (clinical units) and mask bool[38] after `obs` and `mask`.
+    prediction: Prediction, support: Support, scaler: Scaler, obs: jax.Array, mask: jax.Array, key: jax.Array
+) -> Draw:
+    """Draw the next observation after `obs` f32[F] (clinical units) and `mask` bool[38].
 
     Consumes `key`. Uniforms and normals depend on the key alone, so two actions share them.
     """
     mask_key, value_key = jax.random.split(key)
-    value = prediction.mean + jnp.exp(prediction.log_sigma) * jax.random.normal(value_key, (NUM_FEATURES,))
-    if prediction.mask_logit is None:
-        measured = jnp.ones(NUM_FEATURES, bool)
-    else:
-        mask = jax.random.uniform(mask_key, mask.shape) < jax.nn.sigmoid(prediction.mask_logit)
-        measured = with_urine(mask, True)
-    return confine(jnp.where(measured, scaler.denormalize(value), obs), measured), mask
+    rank = 0 if prediction.loading is None else prediction.loading.shape[-1]
+    noise = jax.random.normal(value_key, (NUM_FEATURES + rank,))
+    own, factors = noise[:NUM_FEATURES], noise[NUM_FEATURES:]
+    score = own if prediction.loading is None else copula.correlate(prediction.loading, factors, own)
+    every = jnp.ones(NUM_FEATURES, bool)
+    value = confine(support, scaler.denormalize(marginals.value(prediction.values, score)), every)
+    if prediction.mask is None:
+        return Draw(value, value, mask)
+    mask = _draw_mask(prediction.mask, mask_key)
+    measured = with_urine(mask, True)
+    return Draw(value, confine(support, jnp.where(measured, value, obs), measured), mask)
 
 
 def with_urine(masked: jax.Array, urine: Any) -> jax.Array:
     """[...,38] -> [...,F]: append the entry of urine, which is counted in every step and has no mask bit."""
     return jnp.concatenate([masked, jnp.full_like(masked[..., :1], urine)], axis=-1)
+
+
+def _draw_mask(mask: MaskMixture, key: jax.Array) -> jax.Array:
+    uniform = jax.random.uniform(key, (NUM_MASKED + 1,))
+    pattern = (uniform[0] > jnp.cumsum(jnp.exp(mask.log_weight))[:-1]).sum()
+    chosen = jnp.arange(mask.log_weight.shape[-1]) == pattern
+    logit = jnp.where(chosen[:, None], mask.logit, 0.0).sum(axis=0)  # cheaper than a gather in a batch
+    return uniform[1:] < jax.nn.sigmoid(logit)
+
+
+def _place(values: Marginals, observed: marginals.Interval, key: jax.Array) -> jax.Array:
+    """Normal scores f32[F]: of points; of intervals, at a uniform place inside. Consumes `key`."""
+    low, high = (ndtr(end) for end in marginals.interval_scores(values, observed))
+    place = low + jax.random.uniform(key, low.shape) * (high - low)
+    exact = marginals.interval_scores(values, observed)[0]
+    return jnp.where(observed.point, exact, _score_at(place))
+
+
+def _score_at(probability: jax.Array) -> jax.Array:
+    return ndtri(jnp.clip(probability, 1e-6, 1 - 1e-6))

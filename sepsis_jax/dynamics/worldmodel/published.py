@@ -16,6 +16,7 @@ from flax import nnx, struct
 from sepsis_jax.clinical.actions import LEVELS
 from sepsis_jax.clinical.features import NUM_FEATURES, NUM_MASKED, STATICS
 from sepsis_jax.dynamics.worldmodel.gru import StackedGRU
+from sepsis_jax.dynamics.worldmodel.marginals import Marginals
 from sepsis_jax.dynamics.worldmodel.prediction import Prediction
 
 STATE_WINDOW, OUTCOME_WINDOW = 6, 12
@@ -50,7 +51,7 @@ class Trunk(nnx.Module):
         """rows f32[W,87], static f32[3] (z) -> f32[H] after the newest row. Consumes `key` (dropout)."""
         seen, action = rows[:, :-_ACTION], rows[:, -_ACTION:]
         embedded = jnp.broadcast_to(self.static_embed(static), (len(rows), EMBEDDING))
-        return self.gru.unroll(jnp.concatenate([seen, embedded, self.act_embed(action)], axis=-1), key)
+        return self.gru.unroll(jnp.concatenate([seen, embedded, self.act_embed(action)], axis=-1), key)[-1, -1]
 
 
 class StateNetwork(nnx.Module):
@@ -71,13 +72,8 @@ class StateNetwork(nnx.Module):
         vent_logit = self.vent_head[1](jax.nn.relu(self.vent_head[0](hidden)))
         features = jax.nn.relu(self.trans_pre(jnp.concatenate([hidden, jax.nn.sigmoid(vent_logit)])))
         features = self.dropout(features, deterministic=key is None, rngs=head_key)
-        return Prediction(
-            mean=self.mu_head(features),
-            log_sigma=self.log_sigma_head(features),
-            mask_logit=None,
-            vent_logit=vent_logit[0],
-            exit_logit=None,
-        )
+        gaussian = Marginals(self.mu_head(features), self.log_sigma_head(features)[:, None])
+        return Prediction(gaussian, loading=None, mask=None, vent_logit=vent_logit[0], exit_logit=None)
 
 
 class OutcomeNetwork(nnx.Module):
@@ -128,9 +124,21 @@ class PublishedNetwork(nnx.Module):
         del z
         return self.state(_with_action(memory.rows, action)[-STATE_WINDOW:], static, key)
 
-    def mortality_logit(self, memory: Window, static: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """f32[]; where no action has been chosen yet, the last one is taken to go on. Consumes `key` (dropout)."""
-        return self.outcome(memory.rows, static, key)
+    def read(self, static: jax.Array, z: jax.Array, mask: jax.Array, action: jax.Array, key: Any = None) -> Window:
+        """Memory after every step, leading T: z f32[T,F], mask bool[T,38], action before each f32[T,10]."""
+
+        def step(memory: Window, inputs: tuple[jax.Array, ...]) -> tuple[Window, Window]:
+            memory = self.observe(memory, static, *inputs, key)
+            return memory, memory
+
+        return jax.lax.scan(step, self.initial(), (z, mask, action))[1]
+
+    def mortality_logits(self, memory: Window, static: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """f32[1] of death within 90 days; before an action is chosen, the last one is taken to go on.
+
+        Consumes `key` (dropout).
+        """
+        return self.outcome(memory.rows, static, key)[None]
 
 
 def _with_action(rows: jax.Array, action: jax.Array) -> jax.Array:
