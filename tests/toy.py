@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,11 @@ class ToyParams:
 class ToyDynamics:
     """`Dynamics` whose state is the observation itself."""
 
+    members: ClassVar[int] = 1
+
+    def member(self, params: ToyParams, index: Any) -> ToyParams:
+        return params
+
     def encode(self, params: ToyParams, history: History) -> jax.Array:
         return history.obs[history.length - 1]
 
@@ -46,7 +51,7 @@ class ToyDynamics:
         state = state.at[LACTATE].set(jnp.maximum(state[LACTATE], 0.1))
         death = jnp.clip(params.death * (75 - state[MAP]), 0.0, 1.0)
         mask = jnp.zeros(38, bool).at[MAP].set(True)
-        return state, Step(state, mask, jnp.float32(0.25), jnp.stack([death, jnp.float32(params.discharge)]))
+        return state, Step(state, mask, jnp.float32(0.25), jnp.stack([death, jnp.float32(params.discharge)]), state)
 
     def outcome(self, params: ToyParams, state: jax.Array) -> jax.Array:
         return jax.nn.sigmoid((65 - state[MAP]) / 10 + state[LACTATE] - 3)
