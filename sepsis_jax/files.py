@@ -1,11 +1,12 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sepsis_jax.errors import InputError
@@ -51,3 +52,17 @@ def check_replaceable(out: Path, marker: str, what: str) -> None:
     if out.exists():
         hint = "choose another --out"
         raise InputError(out, expected=f"a new folder or {what}", found="something else", hint=hint)
+
+
+def write(file: Path, content: bytes) -> None:
+    """Write `content` aside, then rename it to `file`; an older file is replaced. InputError if that fails."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(content)
+        aside.replace(file)
+    except OSError as error:
+        raise InputError(file, expected="a file that can be written", found=error.strerror) from error
+    finally:
+        with suppress(OSError):
+            aside.unlink()

@@ -19,10 +19,17 @@ def linear(layer: Any, x: np.ndarray) -> np.ndarray:
 
 
 def gru_step(cell: Any, hidden: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """One step with weights turned into PyTorch's [3H, in] layout, gate by gate."""
-    width = len(hidden)
+    """One step with weights turned into PyTorch's [3H, in] layout."""
     w_ih, w_hh = (np.asarray(weight[...], np.float64).T for weight in (cell.weight_ih, cell.weight_hh))
     b_ih, b_hh = (np.asarray(bias[...], np.float64) for bias in (cell.bias_ih, cell.bias_hh))
+    return torch_gru_step(w_ih, w_hh, b_ih, b_hh, hidden, x)
+
+
+def torch_gru_step(
+    w_ih: np.ndarray, w_hh: np.ndarray, b_ih: np.ndarray, b_hh: np.ndarray, hidden: np.ndarray, x: np.ndarray
+) -> np.ndarray:
+    """One step as `torch.nn.GRU` documents it, gate by gate."""
+    width = len(hidden)
     r, z, n = (slice(k * width, (k + 1) * width) for k in range(3))
     reset = sigmoid(w_ih[r] @ x + b_ih[r] + w_hh[r] @ hidden + b_hh[r])
     update = sigmoid(w_ih[z] @ x + b_ih[z] + w_hh[z] @ hidden + b_hh[z])
