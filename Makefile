@@ -13,7 +13,7 @@ SLOW := XLA_FLAGS=--xla_backend_optimization_level=1 $(PYTEST)
 help:
 	@echo "make demo      set up, then the whole way on the embedded cohort: data, world model, agent, evaluation"
 	@echo "make test      set up, then the fast tests"
-	@echo "make test-slow the slow tests        make test-all  every test"
+	@echo "make test-slow the slow tests, with PyTorch        make test-all  every test"
 	@echo "make lint      ruff                  make types     mypy"
 
 $(VENV)/.installed: requirements.txt pyproject.toml
@@ -29,6 +29,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/pip install -q -r requirements-dev.txt
 	@touch $@
 
+# Large, so only where it is needed.
+$(VENV)/.installed-torch: $(VENV)/.installed-dev requirements-torch.txt
+	$(BIN)/pip install -q -r requirements-torch.txt
+	@touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/python prepare_data.py --config configs/demo.yaml
 	$(BIN)/python train_wm.py --config configs/demo.yaml
@@ -38,7 +43,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
 
-test-slow: $(VENV)/.installed-dev
+test-slow: $(VENV)/.installed-torch
 	$(SLOW) -m slow
 
 test-all: test test-slow
