@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -45,8 +47,7 @@ def save(out: Path, checkpoint: Checkpoint, metrics: list[dict[str, float]]) -> 
       InputError: `out` is something else than a checkpoint, or cannot be written.
     """
     with files.replacing(out, DESCRIPTION, KIND) as folder:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
-            writer.save(folder / ARRAYS, ocp.args.PyTreeSave(checkpoint.arrays))
+        _write_arrays(folder / ARRAYS, checkpoint.arrays)
         description = {
             "schema_version": SCHEMA_VERSION,
             "model": checkpoint.model,
@@ -56,10 +57,30 @@ def save(out: Path, checkpoint: Checkpoint, metrics: list[dict[str, float]]) -> 
             "bytes": _sizes(folder / ARRAYS),
         }
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
-        with (folder / METRICS).open("w", newline="") as file:
-            table = csv.DictWriter(file, fieldnames=list(metrics[0]) if metrics else ["epoch"])
-            table.writeheader()
-            table.writerows(metrics)
+        write_metrics(folder / METRICS, metrics)
+
+
+def write_metrics(file: Path, metrics: list[dict[str, float]]) -> None:
+    """One CSV line for each row; all rows have the same columns."""
+    with file.open("w", newline="") as lines:
+        table = csv.DictWriter(lines, fieldnames=list(metrics[0]) if metrics else ["epoch"])
+        table.writeheader()
+        table.writerows(metrics)
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax in this process only: none of the others is waited for."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+
+
+def brief(error: Exception) -> str:
+    """The system's own words where an error of Orbax holds them, else its beginning."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if match := re.search(r"OS error \d+: ([^\]]+)", str(error)):
+        return match[1]
+    return f"{type(error).__name__}: {str(error)[:120]}"
 
 
 def load(path: Path) -> Checkpoint:
@@ -74,17 +95,32 @@ def load(path: Path) -> Checkpoint:
         if found.get(name) != size:
             raise InputError(path / ARRAYS, field=name, expected=f"{size} bytes", found=found.get(name, "no file"))
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with _orbax() as reader:
             names = reader.metadata(path / ARRAYS).item_metadata.tree
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
             arrays = reader.restore(path / ARRAYS, ocp.args.PyTreeRestore(restore_args=as_numpy))
     except Exception as error:
-        raise InputError(path / ARRAYS, expected="readable Orbax arrays", found=_brief(error)) from error
+        raise InputError(path / ARRAYS, expected="readable Orbax arrays", found=brief(error)) from error
     try:
         manifest, support = Manifest.from_dict(description["manifest"]), Support.from_dict(description["support"])
         return Checkpoint(description["model"], arrays, support, manifest, description["training"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(path / DESCRIPTION, expected="the fields of a checkpoint", found=_brief(error)) from error
+        raise InputError(path / DESCRIPTION, expected="the fields of a checkpoint", found=brief(error)) from error
+
+
+def _orbax() -> ocp.Checkpointer:
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone())
+    return ocp.Checkpointer(handler, multiprocessing_options=alone())
+
+
+def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    try:
+        with _orbax() as writer:
+            writer.save(folder, ocp.args.PyTreeSave(arrays))
+    except OSError:
+        raise
+    except Exception as error:  # Orbax wraps what the system says
+        raise OSError(None, brief(error)) from error
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -100,12 +136,8 @@ def _load_description(file: Path) -> dict[str, Any]:
         description = json.loads(file.read_text())
         schema = description["schema_version"]
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(file, expected="JSON with a schema_version", found=_brief(error)) from error
+        raise InputError(file, expected="JSON with a schema_version", found=brief(error)) from error
     if schema != SCHEMA_VERSION:
         hint = "train again with this version"
         raise InputError(file, field="schema_version", expected=str(SCHEMA_VERSION), found=schema, hint=hint)
     return description
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:120]}"
