@@ -17,7 +17,7 @@ _value, _score, _log_prob = (jax.jit(f) for f in (marginals.value, marginals.sco
 
 def make_marginals(seed, n=3, segments=SEGMENTS, spread=1.0):
     rng = np.random.default_rng(seed)
-    log_slope = np.float32(rng.normal(size=(n, segments)) * spread)
+    log_slope = np.float32(rng.normal(size=(segments, n)) * spread)
     return Marginals(jnp.float32(rng.normal(size=n)), jnp.asarray(log_slope))
 
 
@@ -45,7 +45,7 @@ def test_center_is_the_median_and_one_segment_is_a_gaussian():
     bent, gaussian = make_marginals(0), make_marginals(1, segments=1)
     np.testing.assert_array_equal(_value(bent, jnp.zeros(3)), bent.center)
     np.testing.assert_allclose(_score(bent, bent.center), 0, atol=1e-6)
-    z, sigma = np.float32([-1, 0, 2]), np.exp(gaussian.log_slope[:, 0])
+    z, sigma = np.float32([-1, 0, 2]), np.exp(gaussian.log_slope[0])
     expected = stats.norm.logpdf(z, gaussian.center, sigma)
     np.testing.assert_allclose(_log_prob(gaussian, between(z, z)), expected, rtol=1e-4)
     expected = np.log(stats.norm.cdf(z, gaussian.center, sigma))
@@ -58,8 +58,8 @@ def test_density_and_ends_add_up_to_one(seed):
     low, high = _value(values, jnp.float32([-1.3])), _value(values, jnp.float32([2.0]))
     grid = np.linspace(low[0], high[0], 20001)
     middle = 0.5 * (grid[1:] + grid[:-1])
-    wide = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(middle), *leaf.shape[1:])), values)
-    inside = np.exp(_log_prob(wide, between(middle, middle))).sum() * (grid[1] - grid[0])
+    wide = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(middle), *leaf.shape)), values)
+    inside = np.exp(_log_prob(wide, between(middle[:, None], middle[:, None]))).sum() * (grid[1] - grid[0])
     ends = [between([-np.inf], low), between(high, [np.inf])]
     total = inside + sum(float(np.exp(_log_prob(values, end))[0]) for end in ends)
     np.testing.assert_allclose(total, 1, atol=2e-3)

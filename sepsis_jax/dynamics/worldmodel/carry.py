@@ -95,15 +95,14 @@ class CarryNetwork(nnx.Module):
     def predict(
         self, memory: Memory, static: jax.Array, z: jax.Array, action: jax.Array, key: jax.Array | None = None
     ) -> Prediction:
-        """The next step under `action` (one-hot f32[10]) from carried z f32[F]. Consumes `key` (dropout)."""
-        del static
+        """The next step under `action` (one-hot f32[10]) from carried z f32[F]; no dropout, so `key` is not used."""
+        del static, key
         features = jax.nn.relu(self.trunk(jnp.concatenate([memory.hidden[-1], _squash(z), action])))
-        features = self.dropout(features, deterministic=key is None, rngs=key)
         features = features + jax.nn.relu(self.second(features))
         outputs = self.heads(features)
         splits = [sum(_OUTPUTS[: i + 1]) for i in range(len(_OUTPUTS) - 1)]
         change, log_slope, pattern, mask_logit, vent_logit, exit_logit = jnp.split(outputs, splits)
-        slopes = jnp.clip(log_slope.reshape(NUM_FEATURES, SEGMENTS), *_LOG_SLOPE)
+        slopes = jnp.clip(log_slope.reshape(SEGMENTS, NUM_FEATURES), *_LOG_SLOPE)
         return Prediction(
             values=Marginals(z + change, slopes),
             loading=copula.loadings(self.loading[...]),

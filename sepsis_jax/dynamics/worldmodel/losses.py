@@ -13,7 +13,7 @@ from sepsis_jax.data.episodes import EXIT_DEATH, EXIT_DISCHARGE, EXIT_TRUNCATED,
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.dynamics.worldmodel.carry import OUTCOMES
 from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
-from sepsis_jax.dynamics.worldmodel.prediction import likelihood, mask_log_prob, with_urine
+from sepsis_jax.dynamics.worldmodel.prediction import copula_log_density, mask_log_prob, value_log_prob, with_urine
 
 Terms = dict[str, jax.Array]
 """Name -> f32[2]: sum and count."""
@@ -36,8 +36,8 @@ def history_of(episode: Episodes) -> History:
 def loss_terms(model: WorldModel, params: Params, episode: Episodes, key: jax.Array, *, train: bool) -> Terms:
     """Terms of one stay (fields without the leading B) for one member; a stay of length 0 counts nothing.
 
-    values: of measured next values and of urine, each by itself (nats per value); copula: what they add together.
-    mask: which items are measured (nats per item). ventilation: Bernoulli, of the next step. death, discharge:
+    values: of measured next values and of urine, each by itself (nats per value). copula: what they add together, at
+    one step a stay. mask: which items are measured (nats per item). ventilation: Bernoulli, of the next step. death, discharge:
     Bernoulli, of the end of each step; a discharge is only asked of those who did not die, and the last step of a
     truncated record is not known. mortality_90d, mortality_hospital: Bernoulli, at every decision; where the model
     knows exits, of stays that did not end in death, since `outcome` speaks of those who leave alive.
@@ -46,7 +46,6 @@ def loss_terms(model: WorldModel, params: Params, episode: Episodes, key: jax.Ar
     """
     num_steps = len(episode.obs)
     place_key, read_key, decode_key, outcome_key = jax.random.split(key, 4)
-    place_keys = jax.random.split(place_key, num_steps)
     decode_keys, outcome_keys = (jax.random.split(k, num_steps) if train else None for k in (decode_key, outcome_key))
     states = model.encode_all(params, history_of(episode), read_key if train else None)
     decoded = jax.vmap(model.decode, (None, 0, 0, 0))(params, states, episode.action, decode_keys)
@@ -58,15 +57,13 @@ def loss_terms(model: WorldModel, params: Params, episode: Episodes, key: jax.Ar
         jnp.roll(leaf, -1, axis=0) for leaf in (episode.obs, episode.mask, episode.ventilated)
     )
     measured = with_urine(next_mask, True) & has_next[:, None]
-    scores = jax.vmap(likelihood, (0, None, None, 0, 0, 0))(
-        decoded, params.support, params.scaler, next_obs, measured, place_keys
-    )
-    terms = {
-        "values": _term(-scores.each, measured),
-        "ventilation": _bernoulli(decoded.vent_logit, next_vent, has_next),
-    }
+    each = value_log_prob(decoded, params.support, params.scaler, next_obs, measured)
+    terms = {"values": _term(-each, measured), "ventilation": _bernoulli(decoded.vent_logit, next_vent, has_next)}
     if decoded.loading is not None:
-        terms["copula"] = jnp.stack([-scores.copula.sum(), terms["values"][1]])
+        one = jax.random.randint(place_key, (), 0, jnp.maximum(episode.length - 1, 1))  # dear, and few numbers to learn
+        prediction, *rest = jax.tree.map(lambda leaf: leaf[one], (decoded, next_obs, measured))
+        together = copula_log_density(prediction, params.support, params.scaler, *rest, place_key)
+        terms["copula"] = jnp.stack([-together, measured[one].sum().astype(jnp.float32)])
     if decoded.mask is not None:
         mask_scores = jax.vmap(mask_log_prob)(decoded.mask, next_mask)
         items = has_next.sum().astype(jnp.float32) * next_mask.shape[-1]

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.scipy.special import log_ndtr
+from jax.scipy.special import ndtr
 
 _KNOTS = (-2.4, -1.6, -1.0, -0.4, 0.4, 1.0, 1.6, 2.4)  # normal scores; nearly equal shares, and the tails apart
 SEGMENTS = len(_KNOTS) + 1
 LARGEST_SCORE = 8.0
+_LEAST = 1e-8  # probability; keeps the log and its gradient finite
 
 
 @struct.dataclass
@@ -29,7 +30,7 @@ class Marginals:
 
     Attributes:
       center: f32[...,N] (z-scores) medians.
-      log_slope: f32[...,N,S] log of z-scores per unit of normal score, S = 1 or `SEGMENTS`.
+      log_slope: f32[...,S,N] log of z-scores per unit of normal score, S = 1 or `SEGMENTS`.
     """
 
     center: Any
@@ -49,70 +50,84 @@ class Interval(NamedTuple):
     point: Any
 
 
+class Segment(NamedTuple):
+    """One slope and where it holds; the outer ends are infinite.
+
+    Attributes:
+      low, high: normal scores. log_slope: f32[...,N].
+    """
+
+    low: np.float32
+    high: np.float32
+    log_slope: Any
+
+
 def value(marginals: Marginals, score: jax.Array) -> jax.Array:
     """f32[...,N] z-scores at the normal scores f32[...,N]."""
-    ends = _ends(marginals)
-    parts = _part(score, ends)
-    return marginals.center + (parts * jnp.exp(marginals.log_slope)).sum(axis=-1)
+    z = marginals.center
+    for segment in _segments(marginals):  # a few fused passes; an axis of segments would be stored
+        part = jnp.clip(score, segment.low, segment.high) - np.clip(np.float32(0), segment.low, segment.high)
+        z = z + part * jnp.exp(segment.log_slope)
+    return z
 
 
 def score(marginals: Marginals, z: jax.Array) -> jax.Array:
-    """f32[...,N] normal scores at the z-scores f32[...,N]; inverse of `value`."""
-    slope, positions = jnp.exp(marginals.log_slope), _positions(marginals)
-    low, high = positions[..., :-1], positions[..., 1:]
-    z, center = z[..., None], marginals.center[..., None]
-    parts = (jnp.clip(z, low, high) - jnp.clip(center, low, high)) / slope
-    return jnp.clip(parts.sum(axis=-1), -LARGEST_SCORE, LARGEST_SCORE)
+    """f32[...,N] normal scores at the z-scores f32[...,N], within ±8; inverse of `value`."""
+    return _locate(marginals.center, _segments(marginals), z)[0]
 
 
 def log_prob(marginals: Marginals, observed: Interval) -> jax.Array:
-    """f32[...,N]: log density (per z-score) of points, log probability of intervals."""
+    """f32[...,N]: log density (per z-score) of points, log probability (at least -18) of intervals."""
+    center, segments = marginals.center, _segments(marginals)
     # The unused side of a `where` must stay finite for gradients.
-    inside = jnp.where(observed.point, observed.low, marginals.center)
-    at = score(marginals, inside)
-    positions = _positions(marginals)
-    here = (inside[..., None] >= positions[..., :-1]) & (inside[..., None] < positions[..., 1:])
-    density = -0.5 * at**2 - 0.5 * np.log(2 * np.pi) - jnp.where(here, marginals.log_slope, 0.0).sum(axis=-1)
-    low, high = interval_scores(marginals, observed)
-    return jnp.where(observed.point, density, _log_mass(low, high))
+    low, log_slope = _locate(center, segments, jnp.where(jnp.isinf(observed.low), center, observed.low))
+    high, _ = _locate(center, segments, jnp.where(jnp.isinf(observed.high), center, observed.high))
+    density = -0.5 * low**2 - 0.5 * np.log(2 * np.pi) - log_slope
+    low, high = _open(observed, low, high)
+    flip = low + high > 0  # the lower tail is where small probabilities are exact
+    mass = ndtr(jnp.where(flip, -low, high)) - ndtr(jnp.where(flip, -high, low))
+    mass = jnp.where(observed.point, 1.0, mass)
+    return jnp.where(observed.point, density, jnp.log(mass + _LEAST))
 
 
 def interval_scores(marginals: Marginals, observed: Interval) -> tuple[jax.Array, jax.Array]:
     """f32[...,N] normal scores of the ends; for points, of the value twice."""
-    low = score(marginals, jnp.where(jnp.isfinite(observed.low), observed.low, marginals.center))
-    high = score(marginals, jnp.where(jnp.isfinite(observed.high), observed.high, marginals.center))
-    low = jnp.where(jnp.isfinite(observed.low), low, -LARGEST_SCORE)
-    return low, jnp.where(jnp.isfinite(observed.high), high, LARGEST_SCORE)
+    return _open(observed, score(marginals, observed.low), score(marginals, observed.high))
 
 
-def _log_mass(low: jax.Array, high: jax.Array) -> jax.Array:
-    """log(Φ(high) - Φ(low)), from the tail where it is accurate; at least about log 1e-7."""
-    flip = low + high > 0
-    a, b = jnp.where(flip, -high, low), jnp.where(flip, -low, high)
-    gap = jnp.maximum(b - a, 1e-5)
-    return log_ndtr(b) + jnp.log(-jnp.expm1(jnp.minimum(log_ndtr(b - gap) - log_ndtr(b), -1e-7)))
+def _open(observed: Interval, low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Scores of the ends, the largest ones where the support ends."""
+    low = jnp.where(jnp.isinf(observed.low), -LARGEST_SCORE, low)
+    return low, jnp.where(jnp.isinf(observed.high), LARGEST_SCORE, high)
 
 
-def _ends(marginals: Marginals) -> np.ndarray:
-    """f32[S+1] normal scores where segments end; the outer two are infinite."""
-    inner = _KNOTS if marginals.log_slope.shape[-1] == SEGMENTS else ()
-    return np.array([-np.inf, *inner, np.inf], np.float32)
+def _segments(marginals: Marginals) -> list[Segment]:
+    slopes = jnp.unstack(marginals.log_slope, axis=-2)
+    inner = _KNOTS if len(slopes) == SEGMENTS else ()
+    ends = np.array([-np.inf, *inner, np.inf], np.float32)
+    return [Segment(*each) for each in zip(ends[:-1], ends[1:], slopes, strict=True)]
 
 
-def _part(score: jax.Array, ends: np.ndarray) -> jax.Array:
-    """f32[...,S]: how much of [0, score] lies in each segment, negative below 0."""
-    low, high = ends[:-1], ends[1:]
-    shape = (1,) * jnp.ndim(score) + low.shape
-    low, high = low.reshape(shape), high.reshape(shape)
-    return jnp.clip(score[..., None], low, high) - np.clip(np.float32(0), low, high)
-
-
-def _positions(marginals: Marginals) -> jax.Array:
-    """f32[...,N,S+1] z-scores where segments end."""
-    ends = _ends(marginals)
-    outer = jnp.full((*marginals.center.shape, 1), jnp.inf)
-    if len(ends) == 2:
-        return jnp.concatenate([-outer, outer], axis=-1)
-    parts = _part(jnp.asarray(ends[1:-1]), ends)  # [S-1,S]
-    inner = marginals.center[..., None] + jnp.exp(marginals.log_slope) @ parts.T
-    return jnp.concatenate([-outer, inner, outer], axis=-1)
+def _locate(center: jax.Array, segments: list[Segment], z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Normal score of z, and the log slope there: f32[...,N] each."""
+    middle = len(segments) // 2
+    at, found = jnp.zeros_like(z), segments[middle].log_slope
+    edge = center  # walk up from the center, where the score is 0, then down
+    for segment in segments[middle:]:
+        above = z > edge
+        end = (
+            edge + (segment.high - max(segment.low, 0)) * jnp.exp(segment.log_slope) if np.isfinite(segment.high) else z
+        )
+        at = at + jnp.where(above, (jnp.minimum(z, end) - edge) * jnp.exp(-segment.log_slope), 0.0)
+        found = jnp.where(above, segment.log_slope, found)
+        edge = end
+    edge = center
+    for segment in segments[middle::-1]:
+        below = z < edge
+        end = (
+            edge + (segment.low - min(segment.high, 0)) * jnp.exp(segment.log_slope) if np.isfinite(segment.low) else z
+        )
+        at = at + jnp.where(below, (jnp.maximum(z, end) - edge) * jnp.exp(-segment.log_slope), 0.0)
+        found = jnp.where(below, segment.log_slope, found)
+        edge = end
+    return jnp.clip(at, -LARGEST_SCORE, LARGEST_SCORE), found

@@ -64,20 +64,33 @@ class Likelihood(NamedTuple):
     copula: Any
 
 
+def value_log_prob(
+    prediction: Prediction, support: Support, scaler: Scaler, obs: jax.Array, measured: jax.Array
+) -> jax.Array:
+    """f32[...,F]: `Likelihood.each` of obs f32[...,F] (clinical units) where `measured` bool[...,F]."""
+    return jnp.where(measured, marginals.log_prob(prediction.values, interval(support, scaler, obs)), 0.0)
+
+
+def copula_log_density(
+    prediction: Prediction, support: Support, scaler: Scaler, obs: jax.Array, measured: jax.Array, key: jax.Array
+) -> jax.Array:
+    """f32[]: `Likelihood.copula` of obs f32[F] (clinical units) where `measured` bool[F]. Trains only the loadings.
+
+    A value that is only known to lie in an interval of scores enters at a uniform place inside it, which bounds the
+    log probability from below in expectation. Consumes `key`.
+    """
+    if prediction.loading is None:
+        return jnp.float32(0)
+    score = jax.lax.stop_gradient(_place(prediction.values, interval(support, scaler, obs), key))
+    return copula.log_density(prediction.loading, score, measured)
+
+
 def likelihood(
     prediction: Prediction, support: Support, scaler: Scaler, obs: jax.Array, measured: jax.Array, key: jax.Array
 ) -> Likelihood:
-    """Score the next step's obs f32[F] (clinical units) where `measured` bool[F].
-
-    A value that is only known to lie in an interval of scores enters the copula at a uniform place inside it, which
-    bounds the log probability from below in expectation. Consumes `key`. The copula does not train the marginals.
-    """
-    observed = interval(support, scaler, obs)
-    each = jnp.where(measured, marginals.log_prob(prediction.values, observed), 0.0)
-    if prediction.loading is None:
-        return Likelihood(each, jnp.float32(0))
-    score = jax.lax.stop_gradient(_place(prediction.values, observed, key))
-    return Likelihood(each, copula.log_density(prediction.loading, score, measured))
+    """Score the next step's obs f32[F] (clinical units) where `measured` bool[F]. Consumes `key`."""
+    together = copula_log_density(prediction, support, scaler, obs, measured, key)
+    return Likelihood(value_log_prob(prediction, support, scaler, obs, measured), together)
 
 
 def joint_log_density(
@@ -162,10 +175,10 @@ def _draw_mask(mask: MaskMixture, key: jax.Array) -> jax.Array:
 
 def _place(values: Marginals, observed: marginals.Interval, key: jax.Array) -> jax.Array:
     """Normal scores f32[F]: of points; of intervals, at a uniform place inside. Consumes `key`."""
-    low, high = (ndtr(end) for end in marginals.interval_scores(values, observed))
-    place = low + jax.random.uniform(key, low.shape) * (high - low)
-    exact = marginals.interval_scores(values, observed)[0]
-    return jnp.where(observed.point, exact, _score_at(place))
+    low, high = marginals.interval_scores(values, observed)
+    share = jax.random.uniform(key, low.shape)
+    place = _score_at((1 - share) * ndtr(low) + share * ndtr(high))
+    return jnp.where(observed.point, low, place)
 
 
 def _score_at(probability: jax.Array) -> jax.Array:

@@ -72,7 +72,7 @@ class StateNetwork(nnx.Module):
         vent_logit = self.vent_head[1](jax.nn.relu(self.vent_head[0](hidden)))
         features = jax.nn.relu(self.trans_pre(jnp.concatenate([hidden, jax.nn.sigmoid(vent_logit)])))
         features = self.dropout(features, deterministic=key is None, rngs=head_key)
-        gaussian = Marginals(self.mu_head(features), self.log_sigma_head(features)[:, None])
+        gaussian = Marginals(self.mu_head(features), self.log_sigma_head(features)[None])
         return Prediction(gaussian, loading=None, mask=None, vent_logit=vent_logit[0], exit_logit=None)
 
 
