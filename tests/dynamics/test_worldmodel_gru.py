@@ -27,11 +27,14 @@ def test_recurrent_bias_of_the_new_gate_is_inside_the_reset_product():
 def test_stack_feeds_each_layer_with_the_one_below():
     gru = StackedGRU(5, 4, 3, 0.5, rngs=nnx.Rngs(1))
     xs = np.random.default_rng(1).normal(size=(6, 5))
-    hidden = np.zeros((3, 4))
+    hidden, expected, stepped = np.zeros((3, 4)), [], gru.initial()
     for x in xs:
+        stepped = gru(stepped, jnp.float32(x))
         for layer, cell in enumerate(gru.cells):
             x = hidden[layer] = gru_step(cell, hidden[layer], x)
-    np.testing.assert_allclose(gru.unroll(jnp.float32(xs)), hidden[-1], atol=1e-6)
+        expected.append(hidden.copy())
+    np.testing.assert_allclose(gru.unroll(jnp.float32(xs)), expected, atol=1e-6)
+    np.testing.assert_allclose(stepped, expected[-1], atol=1e-6)
 
 
 def test_dropout_only_with_a_key_and_only_between_layers():

@@ -10,6 +10,8 @@ from factories import fit_scaler, make_episodes
 
 from sepsis_jax.clinical.features import GCS, HIGH, INDEX, LOW
 from sepsis_jax.dynamics.protocol import History, history_at, step_keys
+from sepsis_jax.dynamics.worldmodel import marginals
+from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.model import WorldModel
 
 STEPS, SAMPLES = 8, 200
@@ -21,10 +23,10 @@ class World:
     def __init__(self, architecture):
         self.episodes = make_episodes(4, STEPS, seed=2)
         self.model = model = WorldModel(architecture, hidden=8, layers=2)
-        params = model.init(fit_scaler(self.episodes), jax.random.key(0))
+        params = model.init(fit_scaler(self.episodes), Support.plausible(), jax.random.key(0))
         noise = np.random.default_rng(0)  # heads start at zero: stir them, or actions and histories would not matter
-        self.params = jax.tree.map(lambda leaf: leaf + 0.1 * noise.normal(size=leaf.shape).astype(np.float32), params)
-        self.params = dataclasses.replace(self.params, scaler=params.scaler)
+        stirred = jax.tree.map(lambda leaf: leaf + 0.1 * noise.normal(size=leaf.shape).astype(np.float32), params)
+        self.params = model.member(dataclasses.replace(params, network=stirred.network), 0)
         self.encode = jax.jit(model.encode)
         self.encode_all = jax.jit(model.encode_all)
         self.advance = jax.jit(model.advance)
@@ -110,6 +112,9 @@ def test_steps_are_possible_and_follow_the_protocol(world):
         )
         assert (step.vent_prob > 0).all() and (step.vent_prob < 1).all()
         np.testing.assert_array_equal(states.obs, step.obs)
+        new = np.asarray(step.mask)[:, INDEX["lactate"]]
+        lactate = [np.asarray(value)[new, INDEX["lactate"]] for value in (step.obs, step.value)]
+        np.testing.assert_array_equal(*lactate)
         state = jax.tree.map(lambda leaf: leaf[0], states)
     assert state.action.tolist() == [4, 0]
 
@@ -126,7 +131,7 @@ def test_the_action_moves_the_prediction_but_not_the_noise(world):
     drawn = np.append(mask.all(axis=0), True) if world.model.architecture == "carry" else np.ones(39, bool)
     inside = drawn & (obs > LOW + 1e-3).all(axis=0) & (obs < HIGH * 0.999).all(axis=0)
     inside[[INDEX[name] for name in (*GCS, "sysbp", "diabp", "meanbp")]] = False
-    noise = [(z[i] - decoded[i].mean) / np.exp(decoded[i].log_sigma) for i in range(2)]
+    noise = [np.asarray(marginals.score(decoded[i].values, z[i])) for i in range(2)]
     assert inside.sum() > 3
     np.testing.assert_allclose(noise[0][inside], noise[1][inside], atol=5e-3)
 
@@ -141,3 +146,12 @@ def test_unroll_repeats_step(world):
         state = jax.tree.map(lambda leaf: leaf[0], states)
         assert_same(jax.tree.map(lambda leaf: leaf[i], steps), jax.tree.map(lambda leaf: leaf[0], step))  # noqa: B023
     assert_same(last, state)
+
+
+def test_members_are_different_networks():
+    episodes = make_episodes(3, 4, seed=0)
+    model = WorldModel("carry", hidden=8, layers=1, members=3)
+    params = model.init(fit_scaler(episodes), Support.plausible(), jax.random.key(0))
+    weights = [model.member(params, i).network["gru"]["cells"][0]["weight_ih"] for i in range(3)]
+    assert all(weight.shape == weights[0].shape for weight in weights)
+    assert not np.allclose(weights[0], weights[1]) and not np.allclose(weights[1], weights[2])

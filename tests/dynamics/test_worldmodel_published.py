@@ -7,6 +7,7 @@ import pytest
 from factories import fit_scaler, make_episodes
 
 from sepsis_jax.dynamics.protocol import history_at
+from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.model import WorldModel, merge
 from sepsis_jax.dynamics.worldmodel.published import OUTCOME_WINDOW, STATE_WINDOW
 
@@ -17,7 +18,7 @@ MODEL = WorldModel("published", hidden=8, layers=2)
 def world():
     episodes = make_episodes(3, 16, seed=1)
     scaler = fit_scaler(episodes)
-    params = MODEL.init(scaler, jax.random.key(0))
+    params = MODEL.member(MODEL.init(scaler, Support.plausible(), jax.random.key(0)), 0)
 
     @jax.jit
     def predict(history, action):
@@ -36,9 +37,14 @@ def test_predictions_equal_the_oracle(world, step):
     prediction, outcome = predict(history, action)
     rows = oracles.published_input(episodes, scaler, 1, step, action, STATE_WINDOW)
     expected = oracles.published_state(network.state, rows, static_z[1])
+    got = {
+        "mean": prediction.values.center,
+        "log_sigma": prediction.values.log_slope[0],
+        "vent_logit": prediction.vent_logit,
+    }
     for name, value in expected.items():
-        np.testing.assert_allclose(getattr(prediction, name), value, atol=2e-5, err_msg=name)
-    assert prediction.mask_logit is None and prediction.exit_logit is None
+        np.testing.assert_allclose(got[name], value, atol=2e-5, err_msg=name)
+    assert prediction.loading is None and prediction.mask is None and prediction.exit_logit is None
 
     before = episodes.action[1, step - 1] if step else episodes.prior_action[1]
     rows = oracles.published_input(episodes, scaler, 1, step, before, OUTCOME_WINDOW)
@@ -48,8 +54,8 @@ def test_predictions_equal_the_oracle(world, step):
 
 def test_layers_have_the_released_shapes():
     scaler = fit_scaler(make_episodes(3, 2, seed=0))
-    network = jax.eval_shape(lambda: WorldModel("published").init(scaler, jax.random.key(0))).network
-    state, outcome = jax.tree.map(lambda leaf: leaf.shape, (network["state"], network["outcome"]))
+    network = jax.eval_shape(lambda: WorldModel("published").init(scaler, Support.plausible(), jax.random.key(0))).network
+    state, outcome = jax.tree.map(lambda leaf: leaf.shape[1:], (network["state"], network["outcome"]))
     for trunk in (state["trunk"], outcome["trunk"]):
         assert trunk["static_embed"]["kernel"] == (3, 32)
         assert trunk["act_embed"]["kernel"] == (10, 32)
