@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from sepsis_jax.errors import InputError
 SCHEMA_VERSION = 2
 KIND = "a world-model checkpoint"
 ARRAYS, DESCRIPTION, METRICS = "arrays", "worldmodel.json", "metrics.csv"
+
+
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's pages of tracebacks; its errors become InputError
 
 
 class Checkpoint(NamedTuple):
@@ -78,8 +82,8 @@ def brief(error: Exception) -> str:
     """The system's own words where an error of Orbax holds them, else its beginning."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if match := re.search(r"OS error \d+: ([^\]]+)", str(error)):
-        return match[1]
+    if match := re.search(r"([^:\[]+) \[os_error_code=", str(error)):
+        return match[1].strip()
     return f"{type(error).__name__}: {str(error)[:120]}"
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -32,13 +31,13 @@ Rows = list[dict[str, float]]
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 of all arrays of a tree."""
+    """Beginning of the SHA-256 of all arrays of a tree."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         total.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
         total.update(array.tobytes())
-    return total.hexdigest()
+    return total.hexdigest()[:16]
 
 
 class Unfinished:
@@ -61,7 +60,6 @@ class Unfinished:
             with files.replacing(self.folder, IDENTITY, KIND) as aside:
                 (aside / IDENTITY).write_text(json.dumps(identity, indent=1) + "\n")
                 (aside / EPOCHS).mkdir()
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells each save
         options = ocp.CheckpointManagerOptions(
             max_to_keep=1,
             cleanup_tmp_directories=True,
