@@ -69,6 +69,11 @@ class Scaler:
         values = jnp.asarray(z) * _align(self.sd, z) + _align(self.mean, z)
         return values.at[..., URINE].set(jnp.expm1(values[..., URINE]))
 
+    def log_rate(self, obs: Any) -> Any:
+        """f32[...,F]: log of d normalize(obs) / d obs at obs in clinical units."""
+        rate = jnp.log(_align(self.sd, obs))
+        return -jnp.broadcast_to(rate, jnp.shape(obs)).at[..., URINE].add(jnp.log1p(obs[..., URINE]))
+
     def normalize_static(self, static: Any) -> Any:
         """f32[...,3] -> age and Charlson as z-scores, gender unchanged."""
         return (static - _align(self.static_mean, static)) / _align(self.static_sd, static)

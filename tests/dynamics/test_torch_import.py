@@ -63,14 +63,14 @@ def random_windows(steps, count, seed=0):
 def predict(model, network, seed, count):
     """Windows, and all outputs of both networks for them through the world model's own modules."""
     scaler = fit_scaler(make_episodes(3, 4, seed=0))
-    params = model.member(Params(network, scaler, Support.plausible()), 0)
+    params = model.member(Params(network, scaler, Support.plausible(scaler)), 0)
     modules = merge(model, params)
     windows = random_windows(STATE_WINDOW, count, seed), random_windows(OUTCOME_WINDOW, count, seed + 1)
     prediction = jax.jit(jax.vmap(lambda rows, static: modules.state(rows, static)))(*windows[0])
     outcome = jax.jit(jax.vmap(lambda rows, static: modules.outcome(rows, static)))(*windows[1])
     outputs = {
         "mean": prediction.values.center,
-        "log_sigma": prediction.values.log_slope[..., 0],
+        "log_sigma": prediction.values.log_slope[..., 0, :],
         "vent_logit": prediction.vent_logit,
         "outcome_logit": outcome,
     }
@@ -132,7 +132,8 @@ def test_loaded_networks_compute_what_the_formulas_say(tmp_path, layers):
 
 def test_weights_are_those_of_the_world_model(tmp_path):
     model, network = load_networks(*write(tmp_path))
-    fresh = model.init(fit_scaler(make_episodes(3, 4, seed=0)), Support.plausible(), jax.random.key(0)).network
+    scaler = fit_scaler(make_episodes(3, 4, seed=0))
+    fresh = model.init(scaler, Support.plausible(scaler), jax.random.key(0)).network
     assert jax.tree.structure(network) == jax.tree.structure(fresh)
     assert jax.tree.map(jnp.shape, network) == jax.tree.map(jnp.shape, fresh)
 

@@ -23,7 +23,8 @@ class World:
     def __init__(self, architecture):
         self.episodes = make_episodes(4, STEPS, seed=2)
         self.model = model = WorldModel(architecture, hidden=8, layers=2)
-        params = model.init(fit_scaler(self.episodes), Support.plausible(), jax.random.key(0))
+        scaler = fit_scaler(self.episodes)
+        params = model.init(scaler, Support.plausible(scaler), jax.random.key(0))
         noise = np.random.default_rng(0)  # heads start at zero: stir them, or actions and histories would not matter
         stirred = jax.tree.map(lambda leaf: leaf + 0.1 * noise.normal(size=leaf.shape).astype(np.float32), params)
         self.params = model.member(dataclasses.replace(params, network=stirred.network), 0)
@@ -126,7 +127,7 @@ def test_the_action_moves_the_prediction_but_not_the_noise(world):
     step = jax.tree.map(lambda leaf: leaf[:2], step)
     assert np.abs(step.vent_prob[0] - step.vent_prob[1]) > 0
     decoded = [world.decode(world.params, state, action) for action in actions]
-    z = np.asarray(world.params.scaler.normalize(step.obs))
+    z = np.asarray(world.params.support.normalize(step.obs))
     obs, mask = np.asarray(step.obs), np.asarray(step.mask)
     drawn = np.append(mask.all(axis=0), True) if world.model.architecture == "carry" else np.ones(39, bool)
     inside = drawn & (obs > LOW + 1e-3).all(axis=0) & (obs < HIGH * 0.999).all(axis=0)
@@ -151,7 +152,8 @@ def test_unroll_repeats_step(world):
 def test_members_are_different_networks():
     episodes = make_episodes(3, 4, seed=0)
     model = WorldModel("carry", hidden=8, layers=1, members=3)
-    params = model.init(fit_scaler(episodes), Support.plausible(), jax.random.key(0))
+    scaler = fit_scaler(episodes)
+    params = model.init(scaler, Support.plausible(scaler), jax.random.key(0))
     weights = [model.member(params, i).network["gru"]["cells"][0]["weight_ih"] for i in range(3)]
     assert all(weight.shape == weights[0].shape for weight in weights)
     assert not np.allclose(weights[0], weights[1]) and not np.allclose(weights[1], weights[2])

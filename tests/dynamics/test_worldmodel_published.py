@@ -18,7 +18,7 @@ MODEL = WorldModel("published", hidden=8, layers=2)
 def world():
     episodes = make_episodes(3, 16, seed=1)
     scaler = fit_scaler(episodes)
-    params = MODEL.member(MODEL.init(scaler, Support.plausible(), jax.random.key(0)), 0)
+    params = MODEL.member(MODEL.init(scaler, Support.plausible(scaler), jax.random.key(0)), 0)
 
     @jax.jit
     def predict(history, action):
@@ -54,7 +54,8 @@ def test_predictions_equal_the_oracle(world, step):
 
 def test_layers_have_the_released_shapes():
     scaler = fit_scaler(make_episodes(3, 2, seed=0))
-    network = jax.eval_shape(lambda: WorldModel("published").init(scaler, Support.plausible(), jax.random.key(0))).network
+    support = Support.plausible(scaler)
+    network = jax.eval_shape(lambda: WorldModel("published").init(scaler, support, jax.random.key(0))).network
     state, outcome = jax.tree.map(lambda leaf: leaf.shape[1:], (network["state"], network["outcome"]))
     for trunk in (state["trunk"], outcome["trunk"]):
         assert trunk["static_embed"]["kernel"] == (3, 32)

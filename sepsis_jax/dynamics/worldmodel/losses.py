@@ -37,10 +37,10 @@ def loss_terms(model: WorldModel, params: Params, episode: Episodes, key: jax.Ar
     """Terms of one stay (fields without the leading B) for one member; a stay of length 0 counts nothing.
 
     values: of measured next values and of urine, each by itself (nats per value). copula: what they add together, at
-    one step a stay. mask: which items are measured (nats per item). ventilation: Bernoulli, of the next step. death, discharge:
-    Bernoulli, of the end of each step; a discharge is only asked of those who did not die, and the last step of a
-    truncated record is not known. mortality_90d, mortality_hospital: Bernoulli, at every decision; where the model
-    knows exits, of stays that did not end in death, since `outcome` speaks of those who leave alive.
+    one step a stay. mask: which items are measured (nats per item). ventilation: Bernoulli, of the next step.
+    death, discharge: Bernoulli, of the end of each step; a discharge is only asked of those who did not die, and the
+    last step of a truncated record is not known. mortality_90d, mortality_hospital: Bernoulli, at every decision;
+    where the model knows exits, of stays that did not end in death, since `outcome` speaks of those who leave alive.
 
     Consumes `key` (places inside intervals; dropout where `train`).
     """
@@ -62,7 +62,7 @@ def loss_terms(model: WorldModel, params: Params, episode: Episodes, key: jax.Ar
     if decoded.loading is not None:
         one = jax.random.randint(place_key, (), 0, jnp.maximum(episode.length - 1, 1))  # dear, and few numbers to learn
         prediction, *rest = jax.tree.map(lambda leaf: leaf[one], (decoded, next_obs, measured))
-        together = copula_log_density(prediction, params.support, params.scaler, *rest, place_key)
+        together = copula_log_density(prediction, params.support, *rest, place_key)
         terms["copula"] = jnp.stack([-together, measured[one].sum().astype(jnp.float32)])
     if decoded.mask is not None:
         mask_scores = jax.vmap(mask_log_prob)(decoded.mask, next_mask)

@@ -36,7 +36,7 @@ class Params:
 
     Attributes:
       network: nested dict of the weights; leading M (members of the ensemble) but for what `WorldModel.member` gives.
-      scaler: of the cohort that trained it. support: ranges of its record.
+      scaler: of the cohort that trained it, for statics and likelihoods. support: ranges and axes of its record.
     """
 
     network: Any
@@ -130,6 +130,7 @@ class WorldModel:
 
     def init(self, scaler: Scaler, support: Support, key: jax.Array) -> Params:
         """Fresh weights, different for each member. Consumes `key`."""
+        support = support.in_z(scaler) if self.architecture == "published" else support
         return Params(_weights(self, key), *jax.tree.map(jnp.asarray, (scaler, support)))
 
     def member(self, params: Params, index: Any) -> Params:
@@ -143,7 +144,7 @@ class WorldModel:
     def encode_all(self, params: Params, history: History, key: jax.Array | None = None) -> PatientState:
         """States at the decisions about every step, with leading T. Consumes `key` (dropout)."""
         static, before = params.scaler.normalize_static(history.static), _before(history)
-        z = params.scaler.normalize(jnp.asarray(history.obs))
+        z = params.support.normalize(jnp.asarray(history.obs))
         memory = merge(self, params).read(static, z, history.mask, actions.one_hot(before), key)
         statics = jnp.broadcast_to(static, (len(history.obs), *static.shape))
         return PatientState(memory, statics, history.obs, history.mask, before)
@@ -158,7 +159,7 @@ class WorldModel:
         key: jax.Array | None = None,
     ) -> PatientState:
         """State after `obs` f32[F] (clinical units) followed `action` int[2]. Consumes `key` (dropout)."""
-        z = params.scaler.normalize(obs)
+        z = params.support.normalize(obs)
         network = merge(self, params)
         memory = network.observe(state.memory, state.static, z, mask, actions.one_hot(action), key)
         return PatientState(memory, state.static, obs, mask, action.astype(jnp.int8))
@@ -166,14 +167,14 @@ class WorldModel:
     def decode(
         self, params: Params, state: PatientState, action: jax.Array, key: jax.Array | None = None
     ) -> Prediction:
-        """Distribution of the next step (z-scores) under `action` int[2]. Consumes `key` (dropout)."""
-        z = params.scaler.normalize(state.obs)
+        """Distribution of the next step under `action` int[2], on the axes of `params.support`. Consumes `key`."""
+        z = params.support.normalize(state.obs)
         return merge(self, params).predict(state.memory, state.static, z, actions.one_hot(action), key)
 
     def step(self, params: Params, state: PatientState, action: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
         """Draw the next 4 h under `action` int[2]. Consumes `key`; without an exit model the hazards are 0."""
         prediction = self.decode(params, state, action)
-        value, obs, mask = draw(prediction, params.support, params.scaler, state.obs, state.mask, key)
+        value, obs, mask = draw(prediction, params.support, state.obs, state.mask, key)
         hazard = jnp.zeros(2) if prediction.exit_logit is None else jax.nn.sigmoid(prediction.exit_logit)
         step = Step(obs, mask, jax.nn.sigmoid(prediction.vent_logit), hazard, value)
         return self.advance(params, state, action, obs, mask), step

@@ -37,7 +37,7 @@ class Prediction:
     """Distribution of one next step; a value that is not measured stays at the carried one.
 
     Attributes:
-      values: Marginals of the F values, as they would be measured.
+      values: Marginals of the F values, as they would be measured, on the network's axes (`Support`).
       loading: f32[F,R] of the copula between them; None: independent.
       mask: MaskMixture; None: every value is drawn and the mask stays as it was (published).
       vent_logit: f32[] of invasive ventilation.
@@ -68,11 +68,13 @@ def value_log_prob(
     prediction: Prediction, support: Support, scaler: Scaler, obs: jax.Array, measured: jax.Array
 ) -> jax.Array:
     """f32[...,F]: `Likelihood.each` of obs f32[...,F] (clinical units) where `measured` bool[...,F]."""
-    return jnp.where(measured, marginals.log_prob(prediction.values, interval(support, scaler, obs)), 0.0)
+    observed = interval(support, obs)
+    per_z = jnp.where(observed.point, support.log_rate(obs) - scaler.log_rate(obs), 0.0)  # from the network's axis
+    return jnp.where(measured, marginals.log_prob(prediction.values, observed) + per_z, 0.0)
 
 
 def copula_log_density(
-    prediction: Prediction, support: Support, scaler: Scaler, obs: jax.Array, measured: jax.Array, key: jax.Array
+    prediction: Prediction, support: Support, obs: jax.Array, measured: jax.Array, key: jax.Array
 ) -> jax.Array:
     """f32[]: `Likelihood.copula` of obs f32[F] (clinical units) where `measured` bool[F]. Trains only the loadings.
 
@@ -81,7 +83,7 @@ def copula_log_density(
     """
     if prediction.loading is None:
         return jnp.float32(0)
-    score = jax.lax.stop_gradient(_place(prediction.values, interval(support, scaler, obs), key))
+    score = jax.lax.stop_gradient(_place(prediction.values, interval(support, obs), key))
     return copula.log_density(prediction.loading, score, measured)
 
 
@@ -89,7 +91,7 @@ def likelihood(
     prediction: Prediction, support: Support, scaler: Scaler, obs: jax.Array, measured: jax.Array, key: jax.Array
 ) -> Likelihood:
     """Score the next step's obs f32[F] (clinical units) where `measured` bool[F]. Consumes `key`."""
-    together = copula_log_density(prediction, support, scaler, obs, measured, key)
+    together = copula_log_density(prediction, support, obs, measured, key)
     return Likelihood(value_log_prob(prediction, support, scaler, obs, measured), together)
 
 
@@ -112,18 +114,18 @@ def mask_prob(mask: MaskMixture) -> jax.Array:
     return (jnp.exp(mask.log_weight)[..., None] * jax.nn.sigmoid(mask.logit)).sum(axis=-2)
 
 
-def median(prediction: Prediction, z: jax.Array) -> jax.Array:
-    """f32[...,F]: median (z-scores) of what will stand in the record after the step, the best forecast in MAE.
+def median(prediction: Prediction, seen: jax.Array) -> jax.Array:
+    """f32[...,F]: median of what will stand in the record after the step, the forecast of least absolute error.
 
-    The record holds the carried value z f32[...,F] with probability 1 - p and a draw with probability p; the median
-    of that mixture is z confined to two quantiles of the draw.
+    On the network's axes. The record holds the carried value `seen` f32[...,F] with probability 1 - p and a draw with
+    probability p; the median of that mixture is `seen` confined to two quantiles of the draw.
     """
     if prediction.mask is None:
         return prediction.values.center
     p = with_urine(mask_prob(prediction.mask), 1.0)
     lower = marginals.value(prediction.values, _score_at((p - 0.5) / p))
     upper = marginals.value(prediction.values, _score_at(0.5 / p))
-    return jnp.clip(z, lower, upper)
+    return jnp.clip(seen, lower, upper)
 
 
 class Draw(NamedTuple):
@@ -139,9 +141,7 @@ class Draw(NamedTuple):
     mask: Any
 
 
-def draw(
-    prediction: Prediction, support: Support, scaler: Scaler, obs: jax.Array, mask: jax.Array, key: jax.Array
-) -> Draw:
+def draw(prediction: Prediction, support: Support, obs: jax.Array, mask: jax.Array, key: jax.Array) -> Draw:
     """Draw the next observation after `obs` f32[F] (clinical units) and `mask` bool[38].
 
     Consumes `key`. Uniforms and normals depend on the key alone, so two actions share them.
@@ -152,7 +152,7 @@ def draw(
     own, factors = noise[:NUM_FEATURES], noise[NUM_FEATURES:]
     score = own if prediction.loading is None else copula.correlate(prediction.loading, factors, own)
     every = jnp.ones(NUM_FEATURES, bool)
-    value = confine(support, scaler.denormalize(marginals.value(prediction.values, score)), every)
+    value = confine(support, support.denormalize(marginals.value(prediction.values, score)), every)
     if prediction.mask is None:
         return Draw(value, value, mask)
     mask = _draw_mask(prediction.mask, mask_key)

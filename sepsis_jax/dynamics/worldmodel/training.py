@@ -94,7 +94,7 @@ def train(
 
 
 def _first_params(settings: TrainSettings, episodes: Episodes, scaler: Scaler) -> Params:
-    return steps.first_weights(settings, scaler, Support.fit(episodes.subset("train")))
+    return steps.first_weights(settings, scaler, Support.fit(episodes.subset("train"), scaler))
 
 
 def _opened(folder: Path | None, identity: dict[str, Any]) -> Any:
