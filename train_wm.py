@@ -7,12 +7,13 @@ On several hosts, start it on each; see docs/accelerators.md.
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 from sepsis_jax import cli, config, files
 from sepsis_jax.data import store
 from sepsis_jax.dynamics.worldmodel import checkpoint, sharding, unfinished
-from sepsis_jax.dynamics.worldmodel.events import EventLog
+from sepsis_jax.dynamics.worldmodel.events import event_log
 from sepsis_jax.dynamics.worldmodel.training import Trained, train, weights_to_adapt
 
 
@@ -42,14 +43,11 @@ def main(argv: list[str]) -> None:
     state = out.with_name(f"{out.name}.training")
     if sharding.is_first() and state.exists():
         cli.console.print(f"Going on with the unfinished training in {state}")
-    trained = train(
-        settings.world_model,
-        episodes,
-        manifest.scaler,
-        first=None if flags.init is None else weights_to_adapt(settings.world_model, flags.init),
-        unfinished=state,
-        report=EventLog(out.with_name(f"{out.name}.events")) if flags.tensorboard and sharding.is_first() else None,
-    )
+    first = None if flags.init is None else weights_to_adapt(settings.world_model, flags.init)
+    logging = flags.tensorboard and sharding.is_first()
+    with event_log(out.with_name(f"{out.name}.events")) if logging else nullcontext() as report:
+        scaler = manifest.scaler
+        trained = train(settings.world_model, episodes, scaler, first=first, unfinished=state, report=report)
     if sharding.is_first():
         training = dataclasses.asdict(settings.world_model)
         trained.model.save(out, trained.params, manifest, training=training, metrics=trained.metrics)

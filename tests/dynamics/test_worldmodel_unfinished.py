@@ -70,7 +70,9 @@ def test_the_newest_epoch_is_kept(folder):
 def test_a_full_disk_is_one_line_and_leaves_the_last_epoch(folder):
     with full_disk(), Unfinished(folder, IDENTITY_OF_TEST) as unfinished:
         unfinished.save(2, STATE, rows(2))  # in the background
-        with pytest.raises(InputError, match=r"wm.training: expected a disk that can be written, found File too large$"):
+        with pytest.raises(
+            InputError, match=r"wm.training: expected a disk that can be written, found File too large$"
+        ):
             unfinished.wait()
     state, found = loaded(folder)
     assert found == rows(1)
@@ -80,7 +82,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_epoch(folder):
 def test_a_full_disk_at_the_end_is_told(folder):
     with (
         full_disk(),
-        pytest.raises(InputError, match="found File too large$"),
+        pytest.raises(InputError, match=r"found File too large$"),
         Unfinished(folder, IDENTITY_OF_TEST) as unfinished,
     ):
         unfinished.save(2, STATE, rows(2))

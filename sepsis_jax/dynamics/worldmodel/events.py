@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sepsis_jax.dynamics.worldmodel.unfinished import Rows
 from sepsis_jax.errors import InputError
 
 
-class EventLog:
-    """Writes the rows of training as scalars `<term>/<split>[/<member>]` by epoch; a `report` of `training.train`.
+@contextmanager
+def event_log(folder: Path) -> Iterator[Callable[[Rows], None]]:
+    """Yield a `report` for `training.train` that writes the scalars `<term>/<split>[/<member>]` by epoch.
 
     Args:
       folder: of the event files; `tensorboard --logdir` takes it or any folder around it.
@@ -17,23 +20,24 @@ class EventLog:
     Raises:
       InputError: tensorboardX is not installed, or the folder cannot be written.
     """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        hint = "pip install tensorboardX"
+        raise InputError("--tensorboard", expected="tensorboardX", found="no such package", hint=hint) from error
+    try:
+        writer = SummaryWriter(str(folder))
+    except OSError as error:
+        raise InputError(folder, expected="a folder that can be written", found=error.strerror) from error
 
-    def __init__(self, folder: Path) -> None:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            hint = "pip install tensorboardX"
-            raise InputError("--tensorboard", expected="tensorboardX", found="no such package", hint=hint) from error
-        try:
-            self._writer = SummaryWriter(str(folder))
-        except OSError as error:
-            raise InputError(folder, expected="a folder that can be written", found=error.strerror) from error
-
-    def __call__(self, rows: Rows) -> None:
+    def report(rows: Rows) -> None:
         for row in rows:
             for name, value in row.items():
                 split, _, term = name.partition("_")
                 if term:
                     tag = f"{term}/{split}" if len(rows) == 1 else f"{term}/{split}/{row['member']}"
-                    self._writer.add_scalar(tag, value, int(row["epoch"]))
-        self._writer.flush()
+                    writer.add_scalar(tag, value, int(row["epoch"]))
+        writer.flush()
+
+    with writer:
+        yield report

@@ -172,8 +172,6 @@ def update(
     optimizer = _optimizer(settings, train.batches(settings.batch_size))
     rows = sharding.fill_up(rows, mesh, train.number)
     batch = sharding.divide(jax.tree.map(lambda leaf: leaf[rows], train.episodes), mesh, axis=1)
-    # The average starts at the first weights; a short memory lets it leave them soon.
-    decay = jnp.minimum(settings.average, (1 + count) / (10 + count))
 
     def loss_of(network: Any, batch: Episodes, stay_keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         averages = means(_terms(settings, params, network, batch, stay_keys, train=True))
@@ -184,9 +182,14 @@ def update(
         gradient, averages = jax.grad(loss_of, has_aux=True)(fit.network, batch, stay_keys)
         updates, state = optimizer.update(gradient, fit.optimizer, fit.network)
         network = optax.apply_updates(fit.network, updates)
-        return Fit(network, optax.incremental_update(network, fit.average, 1 - decay), state), averages
+        return Fit(network, averaged(settings.average, network, fit.average, count), state), averages
 
     return jax.vmap(member)(fit, batch, rows, keys)
+
+
+def averaged(decay: float, network: Any, average: Any, count: jax.Array) -> Any:
+    """The running average after update `count`; it starts at the first weights, and a short memory leaves them soon."""
+    return optax.incremental_update(network, average, 1 - jnp.minimum(decay, (1 + count) / (10 + count)))
 
 
 def validate(
