@@ -19,6 +19,7 @@ PRESSURE_GAP = 1.0
 """mmHg that keep diastolic, mean and systolic apart."""
 
 _PILE = 5e-4  # share of the measured values at one extreme from which it is an end of the scale, not a rare value
+_LEAST_PILE = 5  # values, in a small cohort
 _LEAST_SD = 1e-3
 _OFFSET = np.where(np.arange(NUM_FEATURES) == URINE, 1.0, 0.0).astype(np.float32)
 _SYS, _DIA, _MEAN = INDEX["sysbp"], INDEX["diabp"], INDEX["meanbp"]
@@ -54,7 +55,7 @@ class Support:
     def fit(cls, episodes: Episodes, scaler: Scaler) -> Support:
         """From the measured values of the train stays; a feature never measured keeps its plausible range and z-score.
 
-        An extreme at which at least 0.05 % of the values sit is an end of the range. A positive feature whose
+        An extreme at which at least 0.05 % of the values sit, and five, is an end of the range. A positive feature whose
         skewness is above 1, and smaller after a logarithm, has a logarithmic axis.
         """
         support = jax.tree.map(np.array, cls.plausible(scaler))
@@ -63,7 +64,7 @@ class Support:
             if x.size < 2 or x.min() == x.max():
                 continue
             for extreme, end in ((x.min(), support.low), (x.max(), support.high)):
-                if (x == extreme).mean() >= _PILE:
+                if (x == extreme).sum() >= max(_PILE * x.size, _LEAST_PILE):
                     end[i] = extreme
             if x.min() + _OFFSET[i] > 0 and not _IS_GCS[i]:
                 logged = np.log(x + _OFFSET[i])

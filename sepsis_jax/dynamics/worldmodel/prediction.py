@@ -123,9 +123,10 @@ def median(prediction: Prediction, seen: jax.Array) -> jax.Array:
     if prediction.mask is None:
         return prediction.values.center
     p = with_urine(mask_prob(prediction.mask), 1.0)
-    lower = marginals.value(prediction.values, _score_at((p - 0.5) / p))
-    upper = marginals.value(prediction.values, _score_at(0.5 / p))
-    return jnp.clip(seen, lower, upper)
+    share = jnp.maximum(p, 0.5)  # where most entries are carried forward, so is the median
+    lower = marginals.value(prediction.values, _score_at((share - 0.5) / share))
+    upper = marginals.value(prediction.values, _score_at(0.5 / share))
+    return jnp.where(p > 0.5, jnp.clip(seen, lower, upper), seen)
 
 
 class Draw(NamedTuple):
