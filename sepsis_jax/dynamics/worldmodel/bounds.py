@@ -55,8 +55,8 @@ class Support:
     def fit(cls, episodes: Episodes, scaler: Scaler) -> Support:
         """From the measured values of the train stays; a feature never measured keeps its plausible range and z-score.
 
-        An extreme at which at least 0.05 % of the values sit, and five, is an end of the range. A positive feature whose
-        skewness is above 1, and smaller after a logarithm, has a logarithmic axis.
+        An extreme at which at least 0.05 % of the values sit, and five, is an end of the range. A positive feature
+        whose skewness is above 1, and smaller after a logarithm, has a logarithmic axis.
         """
         support = jax.tree.map(np.array, cls.plausible(scaler))
         for i in range(NUM_FEATURES):

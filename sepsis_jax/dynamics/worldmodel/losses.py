@@ -14,6 +14,7 @@ from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.dynamics.worldmodel.carry import OUTCOMES
 from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
 from sepsis_jax.dynamics.worldmodel.prediction import copula_log_density, mask_log_prob, value_log_prob, with_urine
+from sepsis_jax.dynamics.worldmodel.published import DECISIONS
 
 Terms = dict[str, jax.Array]
 """Name -> f32[2]: sum and count."""
@@ -42,20 +43,22 @@ def loss_terms(model: WorldModel, params: Params, episode: Episodes, key: jax.Ar
     last step of a truncated record is not known. mortality_90d, mortality_hospital: Bernoulli, at every decision;
     where the model knows exits, of stays that did not end in death, since `outcome` speaks of those who leave alive.
 
+    Training of `published` looks at a few random decisions of a stay, since each of them reads its own windows.
     Consumes `key` (places inside intervals; dropout where `train`).
     """
-    num_steps = len(episode.obs)
-    place_key, read_key, decode_key, outcome_key = jax.random.split(key, 4)
-    decode_keys, outcome_keys = (jax.random.split(k, num_steps) if train else None for k in (decode_key, outcome_key))
-    states = model.encode_all(params, history_of(episode), read_key if train else None)
-    decoded = jax.vmap(model.decode, (None, 0, 0, 0))(params, states, episode.action, decode_keys)
+    place_key, read_key, decode_key, outcome_key, step_key = jax.random.split(key, 5)
+    step = jnp.arange(len(episode.obs))
+    if train and model.architecture == "published":
+        step = jax.random.randint(step_key, (DECISIONS,), 0, jnp.maximum(episode.length, 1))
+    decode_keys, outcome_keys = (jax.random.split(k, step.size) if train else None for k in (decode_key, outcome_key))
+    every_state = model.encode_all(params, history_of(episode), read_key if train else None)
+    states = jax.tree.map(lambda leaf: leaf[step], every_state)
+    decoded = jax.vmap(model.decode, (None, 0, 0, 0))(params, states, episode.action[step], decode_keys)
     outcome_logits = jax.vmap(model.outcome_logits, (None, 0, 0))(params, states, outcome_keys)
 
-    step = jnp.arange(num_steps)
     has_next, last = step < episode.length - 1, step == episode.length - 1
-    next_obs, next_mask, next_vent = (
-        jnp.roll(leaf, -1, axis=0) for leaf in (episode.obs, episode.mask, episode.ventilated)
-    )
+    after = jnp.minimum(step + 1, len(episode.obs) - 1)
+    next_obs, next_mask, next_vent = (leaf[after] for leaf in (episode.obs, episode.mask, episode.ventilated))
     measured = with_urine(next_mask, True) & has_next[:, None]
     each = value_log_prob(decoded, params.support, params.scaler, next_obs, measured)
     terms = {"values": _term(-each, measured), "ventilation": _bernoulli(decoded.vent_logit, next_vent, has_next)}
@@ -76,7 +79,7 @@ def loss_terms(model: WorldModel, params: Params, episode: Episodes, key: jax.Ar
         terms["discharge"] = _bernoulli(decoded.exit_logit[:, 1], leaves, knows_exit & ~dies)
         knows_outcome &= episode.exit != EXIT_DEATH
     for i, name in enumerate(OUTCOMES[: outcome_logits.shape[-1]]):
-        label = jnp.broadcast_to(getattr(episode, name), (num_steps,))
+        label = jnp.broadcast_to(getattr(episode, name), step.shape)
         terms[name] = _bernoulli(outcome_logits[:, i], label == 1, knows_outcome & (label >= 0))
     return terms
 

@@ -21,6 +21,8 @@ from sepsis_jax.dynamics.worldmodel.prediction import Prediction
 
 STATE_WINDOW, OUTCOME_WINDOW = 6, 12
 EMBEDDING, HEAD = 32, 64
+DECISIONS = 4
+"""Decisions of a stay that one update of training looks at."""
 _ACTION = 2 * LEVELS
 _INPUT = NUM_FEATURES + NUM_MASKED + 2 * EMBEDDING
 
