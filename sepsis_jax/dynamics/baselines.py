@@ -100,7 +100,7 @@ class VAR:
         inputs = _inputs(
             scaler.normalize(obs[stay, step]),
             mask[stay, step],
-            np.asarray(actions.one_hot(np.asarray(episodes.action)[stay, step])),
+            actions.one_hot(np.asarray(episodes.action)[stay, step]),
             scaler.normalize_static(np.asarray(episodes.static)[stay]),
         )
         inputs, targets = np.asarray(inputs, np.float64), np.asarray(scaler.normalize(obs[stay, step + 1]), np.float64)
@@ -126,7 +126,7 @@ class VAR:
         """Distribution of the next step (z-scores) under `action` int[2]."""
         static = params.scaler.normalize_static(state.static)
         row = _inputs(params.scaler.normalize(jnp.asarray(state.obs)), state.mask, actions.one_hot(action), static)
-        values = Marginals(row @ params.weight, jnp.log(jnp.asarray(params.sd))[:, None])
+        values = Marginals(row @ params.weight, jnp.log(jnp.asarray(params.sd))[None])
         return Prediction(values, loading=None, mask=None, vent_logit=None, exit_logit=None)
 
     def step(self, params: VARParams, state: Last, action: jax.Array, key: jax.Array) -> tuple[Last, Step]:
@@ -140,8 +140,7 @@ class VAR:
         return jnp.float32(0)
 
 
-def _inputs(z: Any, mask: Any, action: Any, static: Any) -> Any:
-    """[...,91]: z f32[...,F], mask bool[...,38], action one-hot f32[...,10], static f32[...,3] (z), 1."""
-    parts = (z, mask, action, static, np.ones_like(static[..., :1]))
-    stack = jnp if isinstance(z, jax.Array) else np
-    return stack.concatenate([stack.asarray(part, stack.float32) for part in parts], axis=-1)
+def _inputs(z: Any, mask: Any, action: Any, static: Any) -> jax.Array:
+    """f32[...,91]: z f32[...,F], mask bool[...,38], action one-hot f32[...,10], static f32[...,3] (z), 1."""
+    parts = [jnp.asarray(part, jnp.float32) for part in (z, mask, action, static)]
+    return jnp.concatenate([*parts, jnp.ones_like(parts[-1][..., :1])], axis=-1)

@@ -136,17 +136,12 @@ def _of_member(
     states = model.encode_all(own, history_of(episode, last))
     decoded = jax.vmap(model.decode, (None, 0, 0))(own, states, episode.action)
 
-    def convert(z: jax.Array) -> jax.Array:
-        return scaler.normalize(own.support.denormalize(z))
-
-    # Densities per z-score of `scaler`, not of the model's own.
-    unit = jnp.log(scaler.sd / own.scaler.sd)[None]
-    points = interval(own.support, next_obs).point
+    def convert(seen: jax.Array) -> jax.Array:
+        return scaler.normalize(own.support.denormalize(seen))
 
     def density(chosen: jax.Array) -> jax.Array:
         joint = jax.vmap(joint_log_density, (0, None, None, 0, 0, 0))
-        own_density = joint(decoded, own.support, own.scaler, next_obs, chosen, keys)
-        return own_density + jnp.where(chosen & points, unit, 0.0).sum(axis=-1)
+        return joint(decoded, own.support, scaler, next_obs, chosen, keys)
 
     # Together: on a CPU with two threads, XLA runs two Cholesky factorisations at once into a deadlock.
     joint, interior = jax.vmap(density)(jnp.stack([measured, inside]))
