@@ -24,7 +24,8 @@ def test_loss_terms_equal_a_loop_over_the_record():
     episodes.exit[:], episodes.mortality_90d[:] = [0, 1, 2, 0, 1, 2], [0, 1, -1, 1, 0, 1]
     episodes.mortality_hospital[:] = [0, 1, 0, -1, 1, 1]
     model = WorldModel("carry", 8, 1)
-    params = model.init(fit_scaler(episodes), Support.fit(episodes), jax.random.key(0))
+    scaler = fit_scaler(episodes)
+    params = model.init(scaler, Support.fit(episodes, scaler), jax.random.key(0))
     params = model.member(jax.tree.map(lambda leaf: leaf + 0.01, params), 0)
 
     def outputs(episode):

@@ -54,6 +54,7 @@ class TrainState:
       best: like `fit.average`, after each member's best epoch.
       best_loss: f32[M] its validation loss. best_epoch: i32[M].
       epoch: i32[] epochs done.
+      seed: u32[2] data of the key of all epochs; data, so that every seed runs the same compiled program.
     """
 
     fit: Fit
@@ -61,6 +62,7 @@ class TrainState:
     best_loss: Any
     best_epoch: Any
     epoch: Any
+    seed: Any
 
 
 class Stays(NamedTuple):
@@ -98,7 +100,8 @@ def start(settings: TrainSettings, params: Params, batches: int) -> TrainState:
     optimizer = jax.vmap(_optimizer(settings, batches).init)(params.network)
     members = settings.members
     fit = Fit(params.network, params.network, optimizer)
-    return TrainState(fit, params.network, jnp.full(members, jnp.inf), jnp.zeros(members, jnp.int32), jnp.int32(0))
+    never, seed = jnp.full(members, jnp.inf), jax.random.key_data(_keys(settings)[1])
+    return TrainState(fit, params.network, never, jnp.zeros(members, jnp.int32), jnp.int32(0), seed)
 
 
 def training(settings: TrainSettings, state: TrainState) -> Any:
@@ -122,7 +125,7 @@ def run_epoch(
       State after the epoch, and f32[M] by name: train_<term>, averaged over the updates, and validation_<term>.
     """
     epoch, batches = state.epoch + 1, train.batches(settings.batch_size)
-    key = jax.random.fold_in(_keys(settings)[1], epoch)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.seed), epoch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(settings.members))
     order_keys, dropout_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
     order = jax.vmap(jax.random.permutation, (0, None))(order_keys, batches * settings.batch_size)
@@ -144,7 +147,7 @@ def run_epoch(
         (fit.average, validation_losses["loss"], jnp.full_like(state.best_epoch, epoch)),
         (state.best, state.best_loss, state.best_epoch),
     )
-    return sharding.keep_replicated((TrainState(fit, best, best_loss, best_epoch, epoch), losses), mesh)
+    return sharding.keep_replicated((TrainState(fit, best, best_loss, best_epoch, epoch, state.seed), losses), mesh)
 
 
 def update(
