@@ -7,11 +7,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from disks import full_disk
 from factories import fit_scaler, make_episodes
 
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.data.store import Manifest
 from sepsis_jax.dynamics.worldmodel import checkpoint
+from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.model import WorldModel
 from sepsis_jax.errors import InputError
 
@@ -21,8 +23,9 @@ def trained():
     """One model of each architecture with its manifest."""
     scaler = fit_scaler(make_episodes(5, 4, seed=0))
     manifest = Manifest("test", "1", {"window": 3}, AI_CLINICIAN_BINS, scaler, (("all", 5),))
-    models = [WorldModel("carry", 4, 1), WorldModel("published", 4, 2, 0.3)]
-    return [(model, model.init(scaler, jax.random.key(1))) for model in models], manifest
+    models = [WorldModel("carry", 4, 1, members=3), WorldModel("published", 4, 2, 0.3)]
+    support = Support.plausible(scaler)
+    return [(model, model.init(scaler, support, jax.random.key(1))) for model in models], manifest
 
 
 @pytest.fixture
@@ -67,6 +70,17 @@ def test_a_failed_save_leaves_the_older_checkpoint(trained, saved):
     assert [path.name for path in saved.parent.iterdir()] == ["wm"]
 
 
+def test_a_full_disk_leaves_the_older_checkpoint(trained, saved):
+    model, params = trained[0][1]
+    with (
+        full_disk(),
+        pytest.raises(InputError, match=r"wm: expected a disk that can be written, found File too large$"),
+    ):
+        model.save(saved, params, trained[1])
+    assert checkpoint.load(saved).training == {"epochs": 2}
+    assert [path.name for path in saved.parent.iterdir()] == ["wm"]
+
+
 def edit(change):
     def damage(path):
         file = path / checkpoint.DESCRIPTION
@@ -88,7 +102,7 @@ def truncate_arrays(path):
         (lambda path: shutil.rmtree(path), "expected a world-model checkpoint, found no such file"),
         (lambda path: (path / checkpoint.DESCRIPTION).write_text("{"), "expected JSON with a schema_version"),
         (lambda path: (path / checkpoint.DESCRIPTION).write_text("[]"), "expected JSON with a schema_version"),
-        (edit(lambda d: d.update(schema_version=99)), "schema_version: expected 1, found 99"),
+        (edit(lambda d: d.update(schema_version=99)), "schema_version: expected 2, found 99"),
         (edit(lambda d: d.pop("manifest")), "expected the fields of a checkpoint"),
         (edit(lambda d: d["manifest"].pop("scaler")), "expected the fields of a checkpoint"),
         (edit(lambda d: d["model"].update(architecture="lstm")), "expected carry or published, found lstm"),

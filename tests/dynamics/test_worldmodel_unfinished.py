@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import resource
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from disks import full_disk
 
 from sepsis_jax.dynamics.worldmodel import checkpoint
 from sepsis_jax.dynamics.worldmodel.unfinished import EPOCHS, IDENTITY, Unfinished, digest, remove
@@ -27,17 +26,6 @@ def folder(tmp_path):
     with Unfinished(tmp_path / "wm.training", IDENTITY_OF_TEST) as unfinished:
         unfinished.save(1, STATE, rows(1))
     return tmp_path / "wm.training"
-
-
-@contextmanager
-def full_disk():
-    """Files cannot grow beyond 10 kB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def loaded(folder):
@@ -67,25 +55,20 @@ def test_the_newest_epoch_is_kept(folder):
     assert state["epoch"] == 7 and found == rows(2)
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_last_epoch(folder):
-    with full_disk(), Unfinished(folder, IDENTITY_OF_TEST) as unfinished:
-        unfinished.save(2, STATE, rows(2))  # in the background
-        with pytest.raises(
-            InputError, match=r"wm.training: expected a disk that can be written, found File too large$"
-        ):
-            unfinished.wait()
-    state, found = loaded(folder)
-    assert found == rows(1)
-    np.testing.assert_array_equal(state["weights"], STATE["weights"])
-
-
-def test_a_full_disk_at_the_end_is_told(folder):
+@pytest.mark.parametrize("noticed", ["before", "while writing"])
+def test_a_full_disk_is_one_line_and_leaves_the_last_epoch(folder, monkeypatch, noticed):
+    if noticed == "while writing":  # in the background, where others fill the disk
+        monkeypatch.setattr(checkpoint, "reserve", lambda folder, arrays: None)
+    expected = r"wm.training: expected a disk that can be written, found File too large$"
     with (
         full_disk(),
-        pytest.raises(InputError, match=r"found File too large$"),
+        pytest.raises(InputError, match=expected),
         Unfinished(folder, IDENTITY_OF_TEST) as unfinished,
     ):
         unfinished.save(2, STATE, rows(2))
+    state, found = loaded(folder)
+    assert found == rows(1)
+    np.testing.assert_array_equal(state["weights"], STATE["weights"])
 
 
 def test_another_training_is_refused(folder):

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import re
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +118,16 @@ def _orbax() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone())
 
 
+def reserve(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Raise OSError where the disk has no room for `arrays`, which Orbax would tell from many threads at once."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for array in arrays.values():
+            file.write(bytes(array.nbytes))
+        file.flush()
+
+
 def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    reserve(folder.parent, arrays)
     try:
         with _orbax() as writer:
             writer.save(folder, ocp.args.PyTreeSave(arrays))

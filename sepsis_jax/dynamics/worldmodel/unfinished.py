@@ -111,15 +111,10 @@ class Unfinished:
             checkpoint.write_metrics(self.folder / checkpoint.METRICS, rows)
             self._manager.check_for_errors()
             if not self._manager.is_saving_in_progress():
-                state = ocp.args.PyTreeSave(_by_path(state))
-                self._manager.save(epoch, args=ocp.args.Composite(state=state, rows=ocp.args.JsonSave(rows)))
-        except Exception as error:
-            raise self._unwritable(error) from error
-
-    def wait(self) -> None:
-        """Return when the checkpoint that is being written is whole. Raises InputError as `save`."""
-        try:
-            self._manager.wait_until_finished()
+                arrays = _by_path(state)
+                checkpoint.reserve(self.folder, arrays)
+                whole = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), rows=ocp.args.JsonSave(rows))
+                self._manager.save(epoch, args=whole)
         except Exception as error:
             raise self._unwritable(error) from error
 
