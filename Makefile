@@ -8,12 +8,13 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 # Slow tests compute for minutes: worth optimised programs, unlike the fast ones (tests/conftest.py).
 SLOW := XLA_FLAGS=--xla_backend_optimization_level=1 $(PYTEST)
 
-.PHONY: help demo mimic-demo test test-slow test-all lint types lock clean
+.PHONY: help demo checkpoints mimic-demo test test-slow test-all lint types lock clean
 
 help:
 	@echo "make demo      set up, then the whole way on the embedded cohort: data, world model, agent, evaluation"
 	@echo "make test      set up, then the fast tests"
 	@echo "make test-slow the slow tests, with PyTorch        make test-all  every test"
+	@echo "make checkpoints trains the world models of the package"
 	@echo "make lint      ruff                  make types     mypy"
 
 $(VENV)/.installed: requirements.txt pyproject.toml
@@ -39,6 +40,14 @@ demo: $(VENV)/.installed
 	$(BIN)/python train_wm.py --config configs/demo.yaml
 	$(BIN)/python agent_loop.py --config configs/demo.yaml
 	$(BIN)/python evaluate.py --config configs/demo.yaml
+
+# The world models that come with the package, about an hour on two cores; a stopped run goes on when started again.
+PUBLISHED := --world_model.architecture published --world_model.members 1 --world_model.layers 2 --world_model.dropout 0.2
+checkpoints: $(VENV)/.installed
+	$(BIN)/python prepare_data.py --config configs/embedded.yaml
+	$(BIN)/python train_wm.py --config configs/embedded.yaml --out sepsis_jax/checkpoints/carry
+	$(BIN)/python train_wm.py --config configs/embedded.yaml $(PUBLISHED) --out sepsis_jax/checkpoints/published
+	$(BIN)/python evaluate.py --config configs/embedded.yaml --what world-model --json sepsis_jax/checkpoints/figures.json
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
