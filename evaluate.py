@@ -1,4 +1,8 @@
-"""Evaluate: `python evaluate.py --config configs/demo.yaml [--what world-model|safety|cohort|all] [--json FILE]`."""
+"""Evaluate: `python evaluate.py --config configs/demo.yaml [--what world-model|safety|cohort|all] [--json FILE]`.
+
+With evaluation.fresh_patients (configs/embedded.yaml) the packaged world models are scored on patients drawn anew.
+`--case ID` shows one stay, recorded against predicted.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,18 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-
-from sepsis_jax import cli, config, pipeline
+from sepsis_jax import checkpoints, cli, config, pipeline
+from sepsis_jax.config import Config
 from sepsis_jax.data import store
-from sepsis_jax.evaluation import cohort, safety, world_model
+from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.data.store import Manifest
+from sepsis_jax.dynamics.patient.truth import Truth
+from sepsis_jax.errors import InputError
+from sepsis_jax.evaluation import case_view, cohort, folds, groups, safety, world_model
+from sepsis_jax.evaluation.discrimination import calibration
+from sepsis_jax.evaluation.world_model import MODEL, Scored
+
+Numbers = dict[str, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,53 +30,154 @@ class Flags:
 
     Attributes:
       what: which tables.
-      episodes: Episodes store; default RUN/episodes.
-      checkpoint: world model; default RUN/world_model.
+      episodes: Episodes store, or a folder of released files; default RUN/episodes.
+      checkpoint: world model; default RUN/world_model, with fresh patients the packaged one.
+      compare: another world model on the same stays, with paired differences; with fresh patients the packaged
+        published one.
+      by: comma-separated groups: sex, age_band, charlson_band, ventilated, any_vasopressor.
+      case: stay_id of one stay to show instead of tables.
+      steps: 4-h steps of that stay to forecast.
+      folds: train and test in that many folds by patient instead of using a checkpoint; 0 does not.
       json: file for the same numbers as one flat object.
     """
 
     what: Literal["all", "cohort", "world-model", "safety"] = "all"
     episodes: Path | None = None
     checkpoint: Path | None = None
+    compare: Path | None = None
+    by: str | None = None
+    case: int | None = None
+    steps: int = 5
+    folds: int = 0
     json: Path | None = None
+
+    def __post_init__(self) -> None:
+        _ = groups.parse(self.by) if self.by is not None else ()  # raises for an unknown one
+        if self.steps < 1:
+            raise InputError("--steps", expected="a positive number", found=self.steps)
+        if self.folds < 0 or self.folds == 1:
+            raise InputError("--folds", expected="0, or 2 and more", found=self.folds)
+        if self.folds and (self.checkpoint or self.compare or self.case is not None):
+            raise InputError("--folds", expected="no --checkpoint, --compare or --case", found="one of them")
 
 
 def main(argv: list[str]) -> None:
     settings, flags = config.load(argv, Flags, description="Print the tables of a cohort, world model and policies.")
-    evaluation = settings.evaluation
-    numbers: dict[str, float | None] = {}
-    path = flags.episodes or settings.episodes
-    if flags.what in ("all", "cohort"):
-        episodes, _ = store.load(path)
-        cli.console.print(cli.table(cohort.table_one(episodes), title="Table 1: median (quartiles) or n (%)"))
-        if flags.what == "cohort":
-            cli.console.print(cli.table(cohort.feature_table(episodes), title="Features, measured entries"))
-            cli.console.print(cli.table(cohort.action_shares(episodes), title="Share of each action"))
-        numbers |= cohort.flat(episodes)
-    if flags.what != "cohort":
-        loaded = pipeline.load(settings, path, flags.checkpoint or settings.checkpoint)
-        part = pipeline.part(loaded.episodes, settings.evaluation.split, path)
-    if flags.what in ("all", "world-model"):
-        figures = world_model.evaluate(
-            loaded.model, loaded.params, part, num_bootstrap=evaluation.draws, seed=evaluation.seed
-        )
-        title = f"World model on {part.num_stays} {evaluation.split} stays (95 % interval by patient)"
-        cli.console.print(cli.table(pd.DataFrame(figures.rows).set_index("metric"), title=title))
-        numbers |= figures.metrics
-    if flags.what in ("all", "safety"):
-        some = part.take(slice(evaluation.safety_stays or None))
-        policies = pipeline.policies_on_record(settings, loaded, some)
-        bins, draws, seed = loaded.manifest.action_bins, evaluation.draws, evaluation.seed
-        rules = safety.safety_table(some, policies, bins, draws=draws, seed=seed)
-        cli.console.print(
-            cli.table(
-                safety.wide(rules), title=f"Rule violations on {some.num_stays} stays, share of steps at risk (95 %)"
-            )
-        )
-        cli.console.print(safety.footnote())
-        numbers |= safety.flat(rules)
+    numbers: Numbers = {}
+    if flags.case is not None:
+        numbers = _case(settings, flags, flags.case)
+    else:
+        if flags.what in ("all", "cohort"):
+            numbers |= _cohort(settings, flags)
+        if flags.what in ("all", "world-model"):
+            numbers |= _world_model(settings, flags)
+        if flags.what in ("all", "safety"):
+            numbers |= _safety(settings, flags)
     if flags.json is not None:
         cli.write_json(flags.json, numbers)
+
+
+def _fresh(settings: Config, flags: Flags) -> bool:
+    """Whether test patients are drawn anew."""
+    return settings.evaluation.fresh_patients > 0 and settings.cohort.source == "simulator" and flags.episodes is None
+
+
+def _cohort(settings: Config, flags: Flags) -> Numbers:
+    episodes, _ = store.load(flags.episodes or settings.episodes)
+    cli.console.print(cli.table(cohort.table_one(episodes), title="Table 1: median (quartiles) or n (%)"))
+    if flags.what == "cohort":
+        cli.console.print(cli.table(cohort.feature_table(episodes), title="Features, measured entries"))
+        cli.console.print(cli.table(cohort.action_shares(episodes), title="Share of each action"))
+    return cohort.flat(episodes)
+
+
+def _world_model(settings: Config, flags: Flags) -> Numbers:
+    evaluation = settings.evaluation
+    if flags.folds:
+        episodes, _ = store.load(flags.episodes or settings.episodes)
+        scored, tested = folds.cross_validate(settings.world_model, episodes, evaluation, flags.folds)
+        return _print_world_model(settings, flags, scored, tested, f"{flags.folds}-fold cross-validation")
+    tested, train, manifest, truth = _stays(settings, flags)
+    fresh = _fresh(settings, flags)
+    cohort_name = "the embedded cohort" if fresh else flags.episodes or settings.episodes
+    path = flags.checkpoint or (checkpoints.CARRY if fresh else settings.checkpoint)
+    model, params = pipeline.load_model(path, manifest, cohort_name)
+    other = flags.compare or (checkpoints.PUBLISHED if fresh else None)
+    compared = None if other is None else pipeline.load_model(other, manifest, cohort_name)
+    bins = manifest.action_bins
+    scored = world_model.score(
+        model, params, tested, evaluation, compared=compared, train=train, truth=truth, bins=bins
+    )
+    kind = "freshly drawn" if fresh else evaluation.split
+    return _print_world_model(settings, flags, scored, tested, f"{path} on {tested.num_stays} {kind} stays")
+
+
+def _stays(settings: Config, flags: Flags) -> tuple[Episodes, Episodes, Manifest, Truth | None]:
+    """Stays to test on, stays that the linear baseline is fitted on, their manifest and truth."""
+    if _fresh(settings, flags):
+        tested, manifest, truth = pipeline.fresh_patients(settings, settings.evaluation.fresh_patients)
+        return tested, pipeline.training_patients(settings), manifest, truth
+    path = flags.episodes or settings.episodes
+    episodes, manifest, known = pipeline.open_cohort(path)
+    tested = pipeline.part(episodes, settings.evaluation.split, path)
+    return tested, episodes.subset("train"), manifest, known
+
+
+def _print_world_model(settings: Config, flags: Flags, scored: Scored, tested: Episodes, title: str) -> Numbers:
+    evaluation = settings.evaluation
+    figures = world_model.tabulate(scored, evaluation)
+    details = ("effect_", "coverage80_")
+    summary = ("coverage80_min", "coverage80_max", "coverage80_8h", "coverage80_24h", "coverage80_48h")
+    main = [row for row in figures.rows if not row["metric"].startswith(details) or row["metric"].startswith(summary)]
+    cli.console.print(cli.table(world_model.wide(main), title=f"{title} (95 % interval by patient)"))
+    if scored.effects:
+        effects = world_model.wide(figures.rows, ("effect_",))
+        cli.console.print(cli.table(effects, title="Effects of actions: predicted against true"))
+    mortality = scored.scores[MODEL].labelled["mortality"]
+    if mortality.label.size:
+        curve = calibration(mortality.label, mortality.chance)
+        cli.console.print(cli.table(curve, title="90-day mortality at the last decision, by tenths of the prediction"))
+    numbers = dict(figures.metrics)
+    if flags.by is not None:
+        found = groups.group_rows(scored.scores[MODEL], tested, groups.parse(flags.by), evaluation)
+        cli.console.print(cli.table(groups.wide(found), title="Groups (bias: mean predicted minus observed)"))
+        numbers |= groups.flat(found)
+    return numbers
+
+
+def _safety(settings: Config, flags: Flags) -> Numbers:
+    evaluation, path = settings.evaluation, flags.episodes or settings.episodes
+    loaded = pipeline.load(settings, path, flags.checkpoint or settings.checkpoint)
+    some = pipeline.part(loaded.episodes, evaluation.split, path).take(slice(evaluation.safety_stays or None))
+    policies = pipeline.policies_on_record(settings, loaded, some)
+    bins, draws, seed = loaded.manifest.action_bins, evaluation.draws, evaluation.seed
+    rules = safety.safety_table(some, policies, bins, draws=draws, seed=seed)
+    title = f"Rule violations on {some.num_stays} stays, share of steps at risk (95 %)"
+    cli.console.print(cli.table(safety.wide(rules), title=title))
+    cli.console.print(safety.footnote())
+    return safety.flat(rules)
+
+
+def _case(settings: Config, flags: Flags, stay_id: int) -> Numbers:
+    fresh = _fresh(settings, flags)
+    path = flags.episodes or settings.episodes
+    if fresh:
+        number = settings.evaluation.fresh_patients
+        if not 1 <= stay_id <= number:
+            raise InputError("--case", expected=f"a stay from 1 to {number}", found=stay_id)
+        episodes, manifest, _ = pipeline.fresh_patients(settings, stay_id)  # those behind it do not change it
+    else:
+        episodes, manifest, _ = pipeline.open_cohort(path)
+    row = case_view.find(episodes, stay_id, path)
+    checkpoint = flags.checkpoint or (checkpoints.CARRY if fresh else settings.checkpoint)
+    model, params = pipeline.load_model(checkpoint, manifest, path)
+    seed = settings.evaluation.seed
+    seen = case_view.view(model, params, episodes, row, steps=flags.steps, seed=seed)
+    cli.console.print(cli.table(seen.table, title=f"{seen.facts.pop('Stay')}: forecast from the first decision"))
+    for label, text in seen.facts.items():
+        cli.console.print(f"{label}: {text}")
+    cli.console.print("Research software, not for care.")
+    return seen.numbers
 
 
 if __name__ == "__main__":

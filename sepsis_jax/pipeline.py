@@ -16,13 +16,14 @@ from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ALL_ACTIONS
 from sepsis_jax.clinical.reward import PUBLISHED
 from sepsis_jax.config import Config
 from sepsis_jax.data import builder, mimic, released, store
-from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.data.episodes import SPLITS, Episodes
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.data.store import Manifest
 from sepsis_jax.dynamics.patient import cohort as patient_cohort
 from sepsis_jax.dynamics.patient import truth as patient_truth
+from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.protocol import history_at
-from sepsis_jax.dynamics.worldmodel.model import WorldModel
+from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
 from sepsis_jax.errors import InputError
 from sepsis_jax.policies import clinician, planner, rules
 from sepsis_jax.simulation.policy import Policy, probs_at
@@ -41,8 +42,10 @@ def prepare(config: Config, source: Path | None, out: Path) -> tuple[Episodes, M
     if source is None or not source.is_dir():
         hint = f"cohort.source is '{kind}': name its folder with --source"
         raise InputError(source or "--source", expected="a folder", found="none", hint=hint)
-    prepared = {"mimic": _prepare_mimic, "events": _prepare_events, "released": _prepare_released}[kind]
-    episodes, manifest = prepared(config, source)
+    if kind == "released":
+        episodes, manifest = _prepare_released(source)
+    else:
+        episodes, manifest = {"mimic": _prepare_mimic, "events": _prepare_events}[kind](config, source)
     store.save(out, episodes, manifest)
     return episodes, manifest
 
@@ -58,17 +61,18 @@ def _prepare_simulated(config: Config, out: Path) -> tuple[Episodes, Manifest]:
         source_version=f"seed {settings.seed}",
         cohort=dataclasses.asdict(settings),
         action_bins=AI_CLINICIAN_BINS,
-        scaler=Scaler.fit(train.obs, _observed(train), train.static),
+        scaler=_scaler(train),
         attrition=(("simulated stays", episodes.num_stays),),
     )
     store.save(out, episodes, manifest, extra=lambda folder: patient_truth.save(folder, truth))
     return episodes, manifest
 
 
-def _observed(episodes: Episodes) -> np.ndarray:
-    """bool[B,T,F]: measured entries of recorded steps; urine is always counted."""
+def _scaler(episodes: Episodes) -> Scaler:
+    """Fitted on the measured entries of recorded steps; urine is always counted."""
     urine = np.ones((*episodes.valid.shape, 1), bool)
-    return np.concatenate([episodes.mask, urine], axis=-1) & episodes.valid[..., None]
+    observed = np.concatenate([episodes.mask, urine], axis=-1) & episodes.valid[..., None]
+    return Scaler.fit(episodes.obs, observed, episodes.static)
 
 
 def _prepare_mimic(config: Config, source: Path) -> tuple[Episodes, Manifest]:
@@ -90,7 +94,7 @@ def _prepare_events(config: Config, source: Path) -> tuple[Episodes, Manifest]:
     return episodes, Manifest("events", str(source.name), credentialed=True, **built)
 
 
-def _prepare_released(config: Config, source: Path) -> tuple[Episodes, Manifest]:
+def _prepare_released(source: Path) -> tuple[Episodes, Manifest]:
     episodes, scaler = released.load(*(source / name for name in RELEASED_FILES))
     attrition = (("released episodes", episodes.num_stays),)
     manifest = Manifest("released", "arXiv 2605.14723", {}, AI_CLINICIAN_BINS, scaler, attrition, credentialed=True)
@@ -135,20 +139,63 @@ class Loaded:
 def load(config: Config, episodes_path: Path, checkpoint_path: Path) -> Loaded:
     """Read the cohort and the world model, and fit the clinician estimate on the train split."""
     episodes, manifest = store.load(episodes_path)
-    model, params, trained_on = WorldModel.from_checkpoint(checkpoint_path)
-    if trained_on.action_bins != manifest.action_bins:
-        raise InputError(
-            checkpoint_path,
-            field="action_bins",
-            expected=f"the action bins of {episodes_path}",
-            found="others",
-            hint="train on this cohort with train_wm.py",
-        )
+    model, params = load_model(checkpoint_path, manifest, episodes_path)
     key = jax.random.key(config.agent.seed)
     policy_params = clinician.fit(config.clinician, episodes, manifest.scaler, key)
     policy = clinician.Clinician(config.clinician)
     world = World(model, manifest.action_bins, PUBLISHED, policy)
     return Loaded(episodes, manifest, world, params, policy_params)
+
+
+def load_model(path: Path, manifest: Manifest, cohort: object) -> tuple[WorldModel, Params]:
+    """Read a world model for a cohort. InputError if its levels stand for other doses."""
+    model, params, trained_on = WorldModel.from_checkpoint(path)
+    if trained_on.action_bins != manifest.action_bins:
+        raise InputError(
+            path,
+            field="action_bins",
+            expected=f"the action bins of {cohort}",
+            found="others",
+            hint="train on this cohort with train_wm.py",
+        )
+    return model, params
+
+
+def open_cohort(path: Path) -> tuple[Episodes, Manifest, Truth | None]:
+    """Episodes from a store or from a folder of released files, and their truth where there is one."""
+    if all((path / name).is_file() for name in RELEASED_FILES):
+        return *_prepare_released(path), None
+    episodes, manifest = store.load(path)
+    known = manifest.source == "simulator" and (path / store.TRUTH).is_dir()
+    return episodes, manifest, patient_truth.load(path, episodes) if known else None
+
+
+FRESH_SEED = 2**30
+"""Distance between the seed of a simulated cohort and that of fresh test patients."""
+
+
+def fresh_patients(config: Config, number: int) -> tuple[Episodes, Manifest, Truth]:
+    """Simulated patients whom no cohort of this config holds, all of them in the test split."""
+    settings = config.cohort
+    seed = (settings.seed + FRESH_SEED) % 2**31
+    episodes, truth = patient_cohort.simulate_cohort(number, seed=seed, knobs=settings.knobs)
+    episodes = dataclasses.replace(episodes, split=np.full_like(episodes.split, SPLITS.index("test")))
+    manifest = Manifest(
+        source="simulator",
+        source_version=f"seed {seed}",
+        cohort=dataclasses.asdict(settings),
+        action_bins=AI_CLINICIAN_BINS,
+        scaler=_scaler(episodes),
+        attrition=(("simulated stays", episodes.num_stays),),
+    )
+    return episodes, manifest, truth
+
+
+def training_patients(config: Config) -> Episodes:
+    """Train stays of the config's simulated cohort, drawn again."""
+    settings = config.cohort
+    episodes, _ = patient_cohort.simulate_cohort(settings.patients, seed=settings.seed, knobs=settings.knobs)
+    return episodes.subset("train")
 
 
 def simulator(config: Config, loaded: Loaded) -> BatchedSimulator:

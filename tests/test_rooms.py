@@ -11,7 +11,7 @@ import sepsis_jax
 
 PACKAGE = Path(sepsis_jax.__file__).parent
 ROOMS = ("clinical", "data", "dynamics", "plotting", "simulation", "policies", "ope", "agent", "evaluation")
-FREE = ("errors", "files", "cli")  # for every room
+FREE = ("errors", "files", "cli", "checkpoints")  # for every room
 TOP = ("config", "pipeline", "__init__")  # may see every room; no room may see them
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -97,13 +97,13 @@ class VAR:
         if not stay.size:
             raise InputError("episodes", field="length", expected="train stays with two steps", found="none")
         obs, mask = np.asarray(episodes.obs), np.asarray(episodes.mask)
-        inputs = _inputs(
+        seen = _inputs(
             scaler.normalize(obs[stay, step]),
             mask[stay, step],
             actions.one_hot(np.asarray(episodes.action)[stay, step]),
             scaler.normalize_static(np.asarray(episodes.static)[stay]),
         )
-        inputs, targets = np.asarray(inputs, np.float64), np.asarray(scaler.normalize(obs[stay, step + 1]), np.float64)
+        inputs, targets = np.asarray(seen, np.float64), np.asarray(scaler.normalize(obs[stay, step + 1]), np.float64)
         measured = np.concatenate([mask[stay, step + 1], np.ones((stay.size, 1), bool)], axis=1)
         weight, sd = np.zeros((inputs.shape[1], NUM_FEATURES)), np.ones(NUM_FEATURES)
         for i in range(NUM_FEATURES):

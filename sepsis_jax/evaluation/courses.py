@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -140,7 +141,7 @@ def over_decisions(
       batch_size: decisions computed at once; bounds the memory and changes no figure.
       title: of the progress bar.
     """
-    return _over(kernel, arguments, episodes, tuple(decisions), batch_size=batch_size, title=title)
+    return _over(kernel, arguments, episodes, decisions, batch_size=batch_size, title=title)
 
 
 def over_stays(
@@ -153,20 +154,18 @@ def over_stays(
 ) -> Any:
     """`kernel(arguments, episode, last)` of every stay, `last` i32[] its last step: NumPy arrays with leading B."""
     rows, last = np.arange(episodes.num_stays), np.asarray(episodes.length) - 1
-    return _over(kernel, arguments, episodes, (rows, last), batch_size=batch_size, title=title)
+    return _over(kernel, arguments, episodes, Decisions(rows, last), batch_size=batch_size, title=title)
 
 
 _BATCHES = 16  # in one compiled call
 
 
-def _over(
-    kernel: Any, arguments: Any, episodes: Episodes, places: tuple[Any, Any], *, batch_size: int, title: str
-) -> Any:
-    total = len(places[0])
+def _over(kernel: Any, arguments: Any, episodes: Episodes, places: Decisions, *, batch_size: int, title: str) -> Any:
+    total = places.rows.size
     batch_size = max(1, min(batch_size, total))
     chunk = batch_size * max(1, min(_BATCHES, math.ceil(total / batch_size)))
     rows, steps = (np.resize(np.asarray(place, np.int32), math.ceil(total / chunk) * chunk) for place in places)
-    arguments, stays = jax.device_put((arguments, episodes.replace(propensity=None)))
+    arguments, stays = jax.device_put((arguments, dataclasses.replace(episodes, propensity=None)))
     parts = []
     with Progress(transient=True) as progress:
         task = progress.add_task(title, total=total)

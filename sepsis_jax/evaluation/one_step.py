@@ -69,13 +69,13 @@ def analytic(
     if isinstance(model, WorldModel):
         stay, step = np.nonzero(_has_next(episodes))
         labelled["ventilation"] = Labelled(
-            stay, np.asarray(episodes.ventilated)[stay, step + 1], np.float64(out["ventilation"][stay, step])
+            stay, np.asarray(episodes.ventilated)[stay, step + 1], out["ventilation"][stay, step].astype(np.float64)
         )
         for i, name in enumerate(("mortality_90d", "mortality_hospital")[: out["death"].shape[-1]]):
             label = np.asarray(getattr(episodes, name))
             known = np.flatnonzero(label >= 0)
             short = ("mortality", "hospital_mortality")[i]
-            labelled[short] = Labelled(known, label[known] == 1, np.float64(out["death"][known, i]))
+            labelled[short] = Labelled(known, label[known] == 1, out["death"][known, i].astype(np.float64))
     return Scores(means=means, labelled=labelled)
 
 
@@ -225,7 +225,7 @@ def sample_figures(
     means = {}
     for field, name in names.items():
         value = np.asarray(getattr(scores, field))
-        counts = measured if value.ndim == 2 else measured.any(axis=1)
+        counts = measured if value.ndim == 2 else np.asarray(measured.any(axis=1))
         total = per_stay(rows, value, counts, stays)
         means[name] = total.sum(axis=1) if value.ndim == 2 else total
     features = {}

@@ -25,7 +25,7 @@ def oracle(truth: Truth, episodes: Episodes, bins: ActionBins) -> tuple[PatientD
     """The simulator at the true latent states of `episodes`. InputError if `truth` is that of another cohort."""
     patient_truth.check(truth, episodes)
     # Neither is needed to restore a state, and both are large.
-    slim = truth.replace(propensity=np.zeros(0, np.float32), death_90d=np.zeros(0, np.float32))
+    slim = dataclasses.replace(truth, propensity=np.zeros(0, np.float32), death_90d=np.zeros(0, np.float32))
     return PatientDynamics(bins), Params(truth.knobs, slim)
 
 
@@ -62,7 +62,7 @@ class _Mortality:
         action = episode.action[last]
 
         def death(frailty: jax.Array, key: jax.Array) -> jax.Array:
-            typical = state.replace(patient=state.patient.replace(frailty=frailty))
+            typical = dataclasses.replace(state, patient=dataclasses.replace(state.patient, frailty=frailty))
             after, step = self.dynamics.step(params, typical, action, key)
             hazard = step.exit_hazard[0]
             return hazard + (1 - hazard) * self.dynamics.outcome(params, after)

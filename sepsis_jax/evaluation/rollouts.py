@@ -83,12 +83,12 @@ def roll_out(
     later = np.minimum(later, episodes.num_steps - 1)
     measured = measured_entries(np.asarray(episodes.mask)[rows[:, None], later]) & recorded[..., None]
     every = np.ones(len(rows))
-    result = Scores(means={"implausible_share": per_stay(rows, out.implausible, every, stays)})
+    result = Scores(means={"implausible_share": per_stay(rows, np.asarray(out.implausible), every, stays)})
     for i, (hours, step) in enumerate(zip(HOURS, _STEPS, strict=True)):
         here = SampleScores(*(leaf[:, i] for leaf in out.scores))
         names = {"error": f"mae_{hours}h", "crps": f"crps_{hours}h", "energy": f"energy_score_{hours}h"}
         result |= sample_figures(here, measured[:, step], rows, stays, names, f"_{hours}h")
-        drift = per_stay(rows, here.bias, measured[:, step], stays)
+        drift = per_stay(rows, np.asarray(here.bias), measured[:, step], stays)
         result |= Scores(features={f"drift_{hours}h": drift})
     obs = np.asarray(episodes.obs)[rows[:, None], later]
     ends = np.stack([obs <= np.asarray(support.low), obs >= np.asarray(support.high)], axis=2)  # [N,H,2,F]

@@ -1,142 +1,254 @@
-"""The world-model table: one-step error beside persistence, discrimination, likelihood, with honest intervals.
+"""The world-model table: a model beside the published one, simple baselines and, where it is known, the truth.
 
-Intervals are 95 % percentile bootstraps over patients (a patient's stays and steps move together).
+Intervals are 95 % percentile bootstraps over patients (a patient's stays and steps move together). Models are scored
+on the same decisions and the same draws, so that differences are paired.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+import pandas as pd
 
+from sepsis_jax.clinical.actions import NUM_ACTIONS, ActionBins
 from sepsis_jax.data.episodes import Episodes
-from sepsis_jax.dynamics.worldmodel.losses import history_of
+from sepsis_jax.data.scaler import Scaler
+from sepsis_jax.dynamics.baselines import VAR, Persistence
+from sepsis_jax.dynamics.patient.truth import Truth
+from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
-from sepsis_jax.dynamics.worldmodel.prediction import log_prob, median, with_urine
-from sepsis_jax.evaluation.bootstrap import patient_counts, ratio_interval
+from sepsis_jax.evaluation import effects, oracle, rows
+from sepsis_jax.evaluation.bootstrap import patient_counts
+from sepsis_jax.evaluation.courses import Decisions, draw_decisions
+from sepsis_jax.evaluation.effects import Comparison
+from sepsis_jax.evaluation.one_step import analytic, last_value, sampled
+from sepsis_jax.evaluation.rollouts import HOURS, roll_out
+from sepsis_jax.evaluation.rows import Row
+from sepsis_jax.evaluation.scores import Scores
+from sepsis_jax.evaluation.settings import EvaluationSettings
 
-Row = dict[str, Any]
+MODEL, PUBLISHED, PERSISTENCE, LINEAR, ORACLE = "model", "published", "persistence", "var", "oracle"
+"""Models of a table: the evaluated one, the compared one, two baselines, the simulator at the true latent state."""
+
+DIFFERENCES = ("nll", "nll_interior", "crps", "energy_score", "mae_1step", *(f"mae_{hours}h" for hours in HOURS))
+"""Figures whose difference between the evaluated and the compared model has rows of its own, `diff_<figure>`."""
+
+_SKILL = ("mae", "crps", "energy_score")  # a forecast without a spread has no coverage
 
 
 class Evaluation(NamedTuple):
     """The table in two forms.
 
     Attributes:
-      metrics: one flat object: <metric>, <metric>_low and <metric>_high (95 % interval); None where it has no value.
-      rows: metric, value, low, high, n (entries, steps or stays), reason (why there is no value, else '').
+      metrics: one flat object: <name>, <name>_low and <name>_high (95 % interval); None where it has no value. Names
+        are those of `rows`, alone for the evaluated model, behind `published_` (`persistence_`, `var_`) for others,
+        before `_oracle` for the simulator.
+      rows: model, metric, value, low, high, n (entries, steps, stays or effects), reason (why there is no value).
     """
 
     metrics: dict[str, float | None]
     rows: list[Row]
 
 
-def evaluate(
-    model: WorldModel, params: Params, episodes: Episodes, *, num_bootstrap: int = 200, seed: int = 0
-) -> Evaluation:
-    """Score a world model on the given stays, usually the test split.
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Everything that was computed on one set of stays.
 
-    mae_1step is of the predicted mean on values measured in the next step (and urine); mae_1step_all of the predicted
-    median on every entry of the next step, carried-forward ones too. Both in z-scores, each beside the error of
-    predicting no change. Mortality is that within 90 days, at the last decision: death in the ICU at the end of the
-    step, or later for those who leave alive. Names of the published architecture start with `published_`.
+    Attributes:
+      subject_id: int[B]. scores: model -> Scores of the stays.
+      effects: (model, suffix of the names) -> outcome -> Comparison; empty where the truth is not known.
     """
-    scores = jax.tree.map(np.asarray, _score(model, params, dataclasses.replace(episodes, propensity=None)))
-    counts = patient_counts(np.asarray(episodes.subject_id), draws=num_bootstrap, seed=seed)
-    rows = [_ratio_row(name, total[:, 0], total[:, 1], counts) for name, total in scores["means"].items()]
 
-    has_next = np.arange(episodes.num_steps - 1) < np.asarray(episodes.length)[:, None] - 1
-    stay = np.nonzero(has_next)[0]
-    ventilated = np.asarray(episodes.ventilated)[:, 1:][has_next]
-    vent_prob = scores["vent_prob"][:, :-1][has_next]
-    rows.append(_class_row("ventilation_auroc", roc_auc_score, ventilated, vent_prob, counts[:, stay]))
-
-    known = np.asarray(episodes.mortality_90d) >= 0
-    died, death_prob = np.asarray(episodes.mortality_90d)[known] == 1, scores["death_prob"][known]
-    for name, statistic in (
-        ("mortality_auroc", roc_auc_score),
-        ("mortality_auprc", average_precision_score),
-        ("mortality_brier", brier_score_loss),
-    ):
-        rows.append(_class_row(name, statistic, died, death_prob, counts[:, known]))
-
-    prefix = "published_" if model.architecture == "published" else ""
-    rows = [row | {"metric": prefix + row["metric"]} for row in rows]
-    return Evaluation(_flat(rows), rows)
+    subject_id: np.ndarray
+    scores: Mapping[str, Scores]
+    effects: Mapping[tuple[str, str], Mapping[str, Comparison]]
 
 
-def _flat(rows: list[Row]) -> dict[str, float | None]:
-    ends = (("value", ""), ("low", "_low"), ("high", "_high"))
-    cells = {row["metric"] + end: row[key] for row in rows for key, end in ends}
-    return {name: value if np.isfinite(value) else None for name, value in cells.items()}
+def score(
+    model: WorldModel,
+    params: Params,
+    episodes: Episodes,
+    settings: EvaluationSettings,
+    *,
+    compared: tuple[WorldModel, Params] | None = None,
+    train: Episodes | None = None,
+    truth: Truth | None = None,
+    bins: ActionBins | None = None,
+) -> Scored:
+    """Score a world model on all of `episodes`, usually the test split.
+
+    Args:
+      model, params: the evaluated model; figures are in z-scores of its scaler.
+      compared: another one, usually the published architecture trained on the same stays.
+      train: stays that the linear baseline is fitted on; None leaves it out.
+      truth, bins: of a simulated cohort; without them there is no oracle and no counterfactual accuracy.
+    """
+    scaler, support = params.scaler, params.support
+    ahead = draw_decisions(episodes, settings.decisions, ahead=1, seed=settings.seed)
+    starts = draw_decisions(episodes, settings.rollouts, ahead=HOURS[0] // 4, seed=settings.seed)
+    task = _Task(episodes, scaler, support, ahead, starts, settings)
+    scores = {MODEL: task.predictive(model, params)}
+    if compared is not None:
+        scores[PUBLISHED] = task.predictive(*compared)
+    drawn = task.drawn(Persistence(), None)
+    skill = {name: total for name, total in drawn.means.items() if name.startswith(_SKILL)}
+    scores[PERSISTENCE] = last_value(episodes, scaler) | Scores(means=skill)
+    if train is not None and (np.asarray(train.length) > 1).any():
+        scores[LINEAR] = task.predictive(VAR(), VAR().fit(train, scaler, support))
+    found: dict[tuple[str, str], Mapping[str, Comparison]] = {}
+    if truth is not None and bins is not None:
+        dynamics, true_params = oracle.oracle(truth, episodes, bins)
+        best = task.drawn(dynamics, true_params)
+        best |= Scores(means={"mae_1step": best.means["mae_1step_sampled"]} if ahead.rows.size else {})
+        scores[ORACLE] = best | oracle.mortality(dynamics, true_params, episodes, seed=settings.seed)
+        models = {MODEL: (model, params)} | ({} if compared is None else {PUBLISHED: compared})
+        found = _effects(models, (dynamics, true_params), episodes, oracle.propensity(truth, episodes), settings)
+    return Scored(np.asarray(episodes.subject_id), scores, found)
 
 
-@partial(jax.jit, static_argnames="model")
-def _score(model: WorldModel, params: Params, episodes: Episodes) -> dict[str, Any]:
-    """Per stay: sums and counts of the errors f32[B,2], ventilation f32[B,T], death within 90 days f32[B]."""
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What all models are scored on."""
 
-    def stay(episode: Episodes) -> dict[str, Any]:
-        states = model.encode_all(params, history_of(episode))
-        decoded = jax.vmap(model.decode, (None, 0, 0))(params, states, episode.action)
-        z = params.scaler.normalize(episode.obs)
-        next_z = jnp.roll(z, -1, axis=0)
-        has_next = (jnp.arange(len(z)) < episode.length - 1)[:, None]
-        measured = with_urine(jnp.roll(episode.mask, -1, axis=0), True) & has_next
-        every = jnp.broadcast_to(has_next, z.shape)
+    episodes: Episodes
+    scaler: Scaler
+    support: Support
+    ahead: Decisions
+    starts: Decisions
+    settings: EvaluationSettings
 
-        def total(value: jax.Array, counts: jax.Array) -> jax.Array:
-            return jnp.stack([jnp.where(counts, value, 0).sum(), counts.sum().astype(value.dtype)])
+    def predictive(self, model: Any, params: Any) -> Scores:
+        """Scores of a model whose predictive distribution is known."""
+        seed = self.settings.seed
+        exact = analytic(model, params, self.episodes, self.scaler, self.support, seed=seed)
+        return exact | self.drawn(model, params)
 
-        last = episode.length - 1
-        outcome = model.outcome(params, jax.tree.map(lambda leaf: leaf[last], states))
-        hazard = 0.0 if decoded.exit_logit is None else jax.nn.sigmoid(decoded.exit_logit[last, 0])
-        return {
-            "means": {
-                "mae_1step": total(jnp.abs(decoded.mean - next_z), measured),
-                "persistence_mae_1step": total(jnp.abs(z - next_z), measured),
-                "mae_1step_all": total(jnp.abs(median(decoded, z) - next_z), every),
-                "persistence_mae_1step_all": total(jnp.abs(z - next_z), every),
-                "nll": total(-log_prob(decoded, next_z), measured),
-            },
-            "vent_prob": jax.nn.sigmoid(decoded.vent_logit),
-            "death_prob": hazard + (1 - hazard) * outcome,
-        }
-
-    return jax.lax.map(stay, jax.tree.map(jnp.asarray, episodes), batch_size=64)
-
-
-def _ratio_row(name: str, total: np.ndarray, count: np.ndarray, counts: np.ndarray) -> Row:
-    """Mean over entries from per-stay sums f[B] and counts f[B]; counts f[R,B] of the bootstrap."""
-    entries = int(count.sum(dtype=np.float64))
-    if not entries:
-        return _empty_row(name, 0, "no stay has a next step")
-    value = total.sum(dtype=np.float64) / entries
-    return _row(name, value, ratio_interval(total, count, counts), entries)
-
-
-def _class_row(
-    name: str, statistic: Callable[..., float], label: np.ndarray, score: np.ndarray, counts: np.ndarray
-) -> Row:
-    """A statistic of labels bool[N] and probabilities f[N]; counts f[R,N] of the bootstrap."""
-    if not label.size:
-        return _empty_row(name, 0, "no label is known")
-    if label.all() or not label.any():
-        return _empty_row(name, label.size, f"every label is {'positive' if label.all() else 'negative'}")
-    both = (counts[:, label].sum(axis=1) > 0) & (counts[:, ~label].sum(axis=1) > 0)
-    drawn = [statistic(label, score, sample_weight=weight) for weight in counts[both]]
-    interval = np.quantile(drawn, [0.025, 0.975]) if drawn else (np.nan, np.nan)
-    return _row(name, statistic(label, score), interval, label.size)
+    def drawn(self, dynamics: Any, params: Any) -> Scores:
+        """Scores of samples."""
+        settings, scores = self.settings, Scores()
+        if self.ahead.rows.size:
+            scores |= sampled(
+                dynamics,
+                params,
+                self.episodes,
+                self.scaler,
+                self.ahead,
+                samples=settings.samples,
+                seed=settings.seed,
+            )
+        if self.starts.rows.size:
+            scores |= roll_out(
+                dynamics,
+                params,
+                self.episodes,
+                self.scaler,
+                self.support,
+                self.starts,
+                samples=settings.rollout_samples,
+                seed=settings.seed,
+            )
+        return scores
 
 
-def _row(name: str, value: float, interval: Iterable[float], n: int) -> Row:
-    low, high = (float(end) for end in interval)
-    return {"metric": name, "value": float(value), "low": low, "high": high, "n": n, "reason": ""}
+def _effects(
+    models: Mapping[str, tuple[WorldModel, Params]],
+    simulator: tuple[Any, Any],
+    episodes: Episodes,
+    propensity: np.ndarray,
+    settings: EvaluationSettings,
+) -> dict[tuple[str, str], Mapping[str, Comparison]]:
+    """Counterfactual accuracy of each model, for all actions and for the likely ones."""
+    chosen = draw_decisions(episodes, settings.effects, ahead=0, seed=settings.seed)
+    samples, seed = settings.effect_samples, settings.seed
+    true = effects.effects(*simulator, episodes, chosen, samples=samples, seed=seed, title="true effects")
+    out: dict[tuple[str, str], Mapping[str, Comparison]] = {}
+    for name, (model, params) in models.items():
+        # The windows of the published architecture are dear to roll on.
+        kept = np.arange(0, chosen.rows.size, 1 if name == MODEL else 4)
+        some = Decisions(chosen.rows[kept], chosen.steps[kept])
+        predicted = effects.effects(model, params, episodes, some, samples=samples, seed=seed)
+        likely = propensity[some.rows, some.steps] > effects.LIKELY
+        for suffix, actions in (("", np.ones((kept.size, NUM_ACTIONS), bool)), ("_likely", likely)):
+            out[name, suffix] = effects.compare(predicted, true[kept], actions, some.rows, episodes.num_stays)
+    return out
 
 
-def _empty_row(name: str, n: int, reason: str) -> Row:
-    return {"metric": name, "value": np.nan, "low": np.nan, "high": np.nan, "n": n, "reason": reason}
+def tabulate(scored: Scored, settings: EvaluationSettings) -> Evaluation:
+    """Figures and intervals of what was scored."""
+    counts = patient_counts(scored.subject_id, draws=settings.draws, seed=settings.seed)
+    found: list[Row] = []
+    for name, scores in scored.scores.items():
+        found += [row | {"model": name} for row in rows.all_rows(scores, counts)]
+    for (name, suffix), comparisons in scored.effects.items():
+        found += [row | {"model": name} for row in rows.effect_rows(comparisons, counts, suffix)]
+    means = {name: scores.means for name, scores in scored.scores.items()}
+    if PUBLISHED in means:
+        ours, theirs = means[MODEL], means[PUBLISHED]
+        paired = [
+            rows.difference_row(f"diff_{name}", ours[name], theirs[name], counts)
+            for name in DIFFERENCES
+            if name in ours
+        ]
+        found += [row | {"model": MODEL} for row in paired]
+    if {PUBLISHED, ORACLE} <= means.keys() and "mae_1step_sampled" in means[MODEL]:
+        gap = [means[name]["mae_1step_sampled"] for name in (MODEL, PUBLISHED, ORACLE)]
+        found.append(rows.gap_row("gap_closed_1step", gap[0], gap[1], gap[2], counts) | {"model": MODEL})
+    return Evaluation(flat(found), found)
+
+
+def evaluate(
+    model: WorldModel, params: Params, episodes: Episodes, settings: EvaluationSettings, **others: Any
+) -> Evaluation:
+    """`score`, then `tabulate`."""
+    return tabulate(score(model, params, episodes, settings, **others), settings)
+
+
+def json_name(model: str, metric: str) -> str:
+    """Name of a figure in the flat object."""
+    if model == MODEL:
+        return metric
+    return f"{metric}_oracle" if model == ORACLE else f"{model}_{metric}"
+
+
+def flat(found: list[Row]) -> dict[str, float | None]:
+    """Rows as one flat object."""
+    out: dict[str, float | None] = {}
+    for row in found:
+        names = [row["metric"]]
+        if row["metric"] == "effect_corr_constants_map_4h":  # the one that is always asked for
+            names.append("effect_corr_constants")
+        for name in names:
+            for key, end in (("value", ""), ("low", "_low"), ("high", "_high")):
+                value = row[key]
+                out[json_name(row["model"], name) + end] = float(value) if np.isfinite(value) else None
+    return out
+
+
+def wide(found: list[Row], prefix: tuple[str, ...] = (), *, without: tuple[str, ...] = ()) -> pd.DataFrame:
+    """One row a figure, one column a model, each cell a value with its interval, or why there is none.
+
+    Args:
+      prefix: keeps the figures whose names start with one of these; none keeps all.
+      without: leaves out the figures whose names start with one of these.
+    """
+    kept = [
+        row
+        for row in found
+        if (not prefix or row["metric"].startswith(prefix)) and not (without and row["metric"].startswith(without))
+    ]
+    models = list(dict.fromkeys(row["model"] for row in kept))
+    cells: dict[str, dict[str, str]] = {row["metric"]: dict.fromkeys(models, "") for row in kept}
+    for row in kept:
+        cells[row["metric"]][row["model"]] = cell(row)
+    frame = pd.DataFrame.from_dict(cells, orient="index", columns=models)
+    return frame.rename_axis(index="figure")
+
+
+def cell(row: Row) -> str:
+    """A value with its interval in three digits, or why there is none."""
+    if not np.isfinite(row["value"]):
+        return row["reason"]
+    return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"

@@ -1,106 +1,267 @@
 """The world-model table against loops over the record."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import fit_scaler, make_episodes
 from sklearn.metrics import roc_auc_score
 
+from sepsis_jax.clinical.features import GCS, INDEX
+from sepsis_jax.dynamics.baselines import VAR, Persistence
 from sepsis_jax.dynamics.protocol import history_at
+from sepsis_jax.dynamics.worldmodel.bounds import Support, confine
 from sepsis_jax.dynamics.worldmodel.model import WorldModel
-from sepsis_jax.evaluation.world_model import evaluate
+from sepsis_jax.dynamics.worldmodel.prediction import joint_log_density
+from sepsis_jax.errors import InputError
+from sepsis_jax.evaluation import groups, world_model
+from sepsis_jax.evaluation.courses import draw_decisions
+from sepsis_jax.evaluation.one_step import CONTINUOUS, analytic, last_value, sampled
+from sepsis_jax.evaluation.rollouts import roll_out
+from sepsis_jax.evaluation.scores import Scores, join
+from sepsis_jax.evaluation.settings import EvaluationSettings
+from sepsis_jax.evaluation.world_model import MODEL, Scored
 
-MODEL = WorldModel("carry", hidden=8, layers=1)
+EPISODES = make_episodes(40, 5, seed=5)
+SCALER = fit_scaler(EPISODES)
+SUPPORT = jax.tree.map(jnp.asarray, Support.fit(EPISODES, SCALER))
+MODEL_OF_TWO = WorldModel("carry", hidden=8, layers=1, members=2)
+SETTINGS = EvaluationSettings(decisions=30, samples=10, rollouts=20, rollout_samples=10, draws=100)
+
+
+def random_params(model):
+    params = model.init(SCALER, SUPPORT, jax.random.key(0))
+    noise = np.random.default_rng(0)
+    network = jax.tree.map(lambda leaf: leaf + 0.1 * noise.normal(size=leaf.shape).astype(np.float32), params.network)
+    return dataclasses.replace(params, network=network)
+
+
+PARAMS = random_params(MODEL_OF_TWO)
 
 
 @pytest.fixture(scope="module")
-def world():
-    episodes = make_episodes(40, 5, seed=5)
-    params = MODEL.init(fit_scaler(episodes), jax.random.key(0))
-    noise = np.random.default_rng(0)
-    network = jax.tree.map(lambda leaf: leaf + 0.1 * noise.normal(size=leaf.shape).astype(np.float32), params.network)
-    params = dataclasses.replace(params, network=network)
-    return episodes, params, evaluate(MODEL, params, episodes, num_bootstrap=50)
+def exact():
+    return analytic(MODEL_OF_TWO, PARAMS, EPISODES, SCALER, SUPPORT)
 
 
-def test_persistence_equals_a_loop(world):
-    episodes, params, evaluation = world
-    z = np.asarray(params.scaler.normalize(episodes.obs))
+def mean(scores, name):
+    total = scores.means[name].sum(axis=0)
+    return total[0] / total[1]
+
+
+def test_no_change_equals_a_loop():
+    z = np.asarray(SCALER.normalize(EPISODES.obs))
     measured, every = [], []
-    for b in range(episodes.num_stays):
-        for t in range(episodes.length[b] - 1):
+    for b in range(EPISODES.num_stays):
+        for t in range(EPISODES.length[b] - 1):
             error = np.abs(z[b, t + 1] - z[b, t])
             every.extend(error)
-            measured.extend(error[np.append(episodes.mask[b, t + 1], True)])
-    metrics = evaluation.metrics
-    assert metrics["persistence_mae_1step"] == pytest.approx(np.mean(measured), rel=1e-5)
-    assert metrics["persistence_mae_1step_all"] == pytest.approx(np.mean(every), rel=1e-5)
-    counts = {row["metric"]: row["n"] for row in evaluation.rows}
-    assert counts["mae_1step"] == len(measured) and counts["mae_1step_all"] == len(every)
+            measured.extend(error[np.append(EPISODES.mask[b, t + 1], True)])
+    scores = last_value(EPISODES, SCALER)
+    assert mean(scores, "mae_1step") == pytest.approx(np.mean(measured), rel=1e-5)
+    assert mean(scores, "mae_1step_all") == pytest.approx(np.mean(every), rel=1e-5)
+    assert scores.means["mae_1step"][:, 1].sum() == len(measured)
 
 
-def test_model_figures_equal_a_loop_over_decisions(world):
-    """Each decision encoded on its own: error, ventilation and mortality know nothing later."""
-    episodes, params, evaluation = world
-    rows, steps = np.nonzero(episodes.valid)
+def test_model_figures_equal_a_loop_over_decisions(exact):
+    """Each decision encoded on its own, each member by itself, the mixture taken by hand."""
+    rows, steps = np.nonzero(EPISODES.valid)
+    following = np.minimum(steps + 1, EPISODES.num_steps - 1)
+    measured = np.append(EPISODES.mask[rows, following], np.ones((len(rows), 1), bool), axis=1)
+    keys = jax.vmap(
+        lambda stay, step: jax.random.split(jax.random.fold_in(jax.random.key(0), stay), EPISODES.num_steps)[step]
+    )(EPISODES.stay_id[rows], steps)
 
-    def decide(history, action):
-        state = MODEL.encode(params, history)
-        return MODEL.decode(params, state, action), MODEL.outcome(params, state)
+    def decide(member, history, action, obs, seen, key):
+        own = MODEL_OF_TWO.member(PARAMS, member)
+        state = MODEL_OF_TWO.encode(own, history)
+        decoded = MODEL_OF_TWO.decode(own, state, action)
+        hazard = jax.nn.sigmoid(decoded.exit_logit[0])
+        death = hazard + (1 - hazard) * MODEL_OF_TWO.outcome(own, state)
+        density = joint_log_density(decoded, own.support, SCALER, obs, seen, key)
+        center = SCALER.normalize(own.support.denormalize(decoded.values.center))
+        return center, density, jax.nn.sigmoid(decoded.vent_logit), death
 
-    decide_all = jax.jit(jax.vmap(decide))
-    decoded, outcome = jax.tree.map(
-        np.asarray, decide_all(history_at(episodes, rows, steps), episodes.action[rows, steps])
+    every = jax.jit(jax.vmap(jax.vmap(decide, (None, 0, 0, 0, 0, 0)), (0, None, None, None, None, None)))
+    center, density, vent, death = jax.tree.map(
+        np.asarray,
+        every(jnp.arange(2), history_at(EPISODES, rows, steps), EPISODES.action[rows, steps],
+              EPISODES.obs[rows, following], measured, keys),
+    )  # fmt: skip
+    point = jax.vmap(lambda obs: confine(SUPPORT, obs, jnp.ones(39, bool)))(SCALER.denormalize(center.mean(axis=0)))
+    error = np.abs(np.asarray(SCALER.normalize(point)) - np.asarray(SCALER.normalize(EPISODES.obs[rows, following])))
+    has_next = steps + 1 < EPISODES.length[rows]
+    kept = measured[has_next]
+    assert mean(exact, "mae_1step") == pytest.approx(error[has_next][kept].mean(), rel=1e-4)
+    mixed = -np.log(np.exp(density[:, has_next].astype(np.float64)).mean(axis=0))
+    assert mean(exact, "nll") == pytest.approx(mixed.sum() / kept[:, CONTINUOUS].sum(), rel=1e-3)
+    probability = vent.mean(axis=0)[has_next]
+    labelled = exact.labelled["ventilation"]
+    np.testing.assert_array_equal(labelled.label, EPISODES.ventilated[rows, following][has_next])
+    np.testing.assert_allclose(labelled.chance, probability, atol=1e-5)
+    np.testing.assert_allclose(exact.labelled["mortality"].chance, death.mean(axis=0)[~has_next], atol=1e-5)
+
+
+def test_batches_change_nothing(exact):
+    again = analytic(MODEL_OF_TWO, PARAMS, EPISODES, SCALER, SUPPORT, batch_size=7)
+    for name, total in exact.means.items():
+        np.testing.assert_allclose(again.means[name], total, rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    return VAR().fit(EPISODES, SCALER, SUPPORT)
+
+
+def test_linear_baseline_is_a_ridge_regression_and_beats_no_change(linear):
+    scores = analytic(VAR(), linear, EPISODES, SCALER, SUPPORT)
+    assert mean(scores, "mae_1step") < mean(last_value(EPISODES, SCALER), "mae_1step")
+    feature = INDEX["meanbp"]
+    stay, step = np.nonzero(np.arange(4) < EPISODES.length[:, None] - 1)
+    kept = EPISODES.mask[stay, step + 1, feature]
+    stay, step = stay[kept], step[kept]
+    z = np.asarray(SCALER.normalize(EPISODES.obs))
+    hot = np.eye(5)[EPISODES.action[stay, step].astype(int)].reshape(-1, 10)
+    static = (EPISODES.static[stay] - SCALER.static_mean) / SCALER.static_sd
+    x = np.concatenate([z[stay, step], EPISODES.mask[stay, step], hot, static, np.ones((len(stay), 1))], axis=1)
+    y = z[stay, step + 1, feature]
+    weight = np.linalg.solve(x.T @ x + np.eye(91), x.T @ y)
+    np.testing.assert_allclose(linear.weight[:, feature], weight, atol=1e-4)
+    np.testing.assert_allclose(linear.sd[feature], np.sqrt(np.mean((y - x @ weight) ** 2)), rtol=1e-4)
+
+
+def test_samples_of_the_linear_baseline_agree_with_its_distribution(linear):
+    """Two ways to the same figure: the sample median is near the median, intervals cover what they say."""
+    decisions = draw_decisions(EPISODES, 200, ahead=1, seed=0)
+    drawn = sampled(VAR(), linear, EPISODES, SCALER, decisions, samples=100)
+    assert mean(drawn, "mae_1step_sampled") == pytest.approx(
+        mean(analytic(VAR(), linear, EPISODES, SCALER, SUPPORT), "mae_1step"), rel=0.03
     )
-    z = np.asarray(params.scaler.normalize(episodes.obs))
-    errors, likelihoods, vents, deaths = [], [], [], []
-    for i, (b, t) in enumerate(zip(rows, steps, strict=True)):
-        if t + 1 < episodes.length[b]:
-            measured = np.append(episodes.mask[b, t + 1], True)
-            error, sigma = z[b, t + 1] - decoded.mean[i], np.exp(decoded.log_sigma[i])
-            errors.extend(np.abs(error)[measured])
-            likelihoods.extend((0.5 * (error / sigma) ** 2 + np.log(sigma * np.sqrt(2 * np.pi)))[measured])
-            vents.append((episodes.ventilated[b, t + 1], decoded.vent_logit[i]))
-        else:
-            hazard = 1 / (1 + np.exp(-decoded.exit_logit[i, 0]))
-            deaths.append((episodes.mortality_90d[b], hazard + (1 - hazard) * outcome[i]))
-    metrics = evaluation.metrics
-    assert metrics["mae_1step"] == pytest.approx(np.mean(errors), rel=1e-4)
-    assert metrics["nll"] == pytest.approx(np.mean(likelihoods), rel=1e-4)
-    assert metrics["ventilation_auroc"] == pytest.approx(roc_auc_score(*np.array(vents).T), abs=1e-3)
-    died, probability = np.array(deaths).T
-    assert metrics["mortality_auroc"] == pytest.approx(roc_auc_score(died, probability), abs=1e-3)
-    assert metrics["mortality_brier"] == pytest.approx(np.mean((probability - died) ** 2), rel=1e-4)
+    assert mean(drawn, "coverage80") == pytest.approx(0.8, abs=0.08)
+    assert mean(drawn, "crps") < mean(drawn, "mae_1step_sampled")
 
 
-def test_intervals_hold_their_values(world):
-    for row in world[2].rows:
-        assert row["low"] <= row["value"] <= row["high"], row["metric"]
-        assert row["low"] < row["high"] and row["reason"] == ""
-        assert world[2].metrics[row["metric"] + "_low"] == row["low"]
+@dataclasses.dataclass(frozen=True)
+class _Broken(Persistence):
+    """Half a Glasgow point, and a saturation that no bound allows, in every sample."""
+
+    def step(self, params, state, action, key):
+        state, step = super().step(params, state, action, key)
+        value = step.value.at[INDEX[GCS[0]]].set(2.5).at[INDEX["spo2"]].set(120.0)
+        return state, dataclasses.replace(step, value=value)
 
 
-def test_an_absent_class_is_reported_with_its_reason(world):
-    episodes, params, _ = world
+def test_roll_outs_of_no_change_equal_a_loop_and_faults_are_counted():
+    episodes = make_episodes(20, 8, seed=6)
+    decisions = draw_decisions(episodes, 15, ahead=2, seed=0)
+    scores = roll_out(Persistence(), None, episodes, SCALER, SUPPORT, decisions, samples=3)
+    z = np.asarray(SCALER.normalize(episodes.obs))
+    for hours in (8, 24):
+        errors = []
+        for b, t in zip(*decisions, strict=True):
+            if t + hours // 4 < episodes.length[b]:
+                seen = np.append(episodes.mask[b, t + hours // 4], True)
+                errors.extend(np.abs(z[b, t + hours // 4] - z[b, t])[seen])
+        assert mean(scores, f"mae_{hours}h") == pytest.approx(np.mean(errors), rel=1e-5)
+        assert mean(scores, f"crps_{hours}h") == pytest.approx(np.mean(errors), rel=1e-4)
+    assert mean(scores, "implausible_share") == 0
+    broken = roll_out(_Broken(), None, episodes, SCALER, SUPPORT, decisions, samples=3)
+    assert mean(broken, "implausible_share") == 1
+    at_bound = broken.features["at_bound"].sum(axis=0).reshape(2, 39, 2)[1, INDEX["spo2"]]
+    assert at_bound[0] / at_bound[1] > 0.9  # all samples are at or beyond the upper end, nearly no record is
+
+
+def test_table_with_a_compared_model_has_paired_differences(exact):
+    same = Scored(EPISODES.subject_id, {MODEL: exact, "published": exact}, {})
+    metrics = world_model.tabulate(same, SETTINGS).metrics
+    assert metrics["diff_nll"] == metrics["diff_nll_low"] == metrics["diff_nll_high"] == 0
+    assert metrics["published_nll"] == metrics["nll"]
+    worse = {name: total + [0.1, 0] * total[:, 1:] for name, total in exact.means.items()}
+    shifted = Scored(EPISODES.subject_id, {MODEL: Scores(worse), "published": exact}, {})
+    metrics = world_model.tabulate(shifted, SETTINGS).metrics
+    for end in ("", "_low", "_high"):
+        assert metrics[f"diff_mae_1step{end}"] == pytest.approx(0.1, abs=1e-3)
+    assert metrics["mae_1step_high"] - metrics["mae_1step_low"] > 0.005
+
+
+def test_every_row_holds_its_value_or_a_reason(exact):
+    evaluation = world_model.tabulate(Scored(EPISODES.subject_id, {MODEL: exact}, {}), SETTINGS)
+    assert {"mae_1step", "mae_1step_all", "nll", "ventilation_auroc", "mortality_ece"} <= evaluation.metrics.keys()
+    for row in evaluation.rows:
+        assert row["low"] <= row["high"] and row["reason"] == "", row
+        assert row["low"] <= row["value"] <= row["high"] or row["metric"].endswith("_ece"), row
+        assert evaluation.metrics[row["metric"] + "_low"] == row["low"]
+    assert world_model.wide(evaluation.rows).loc["nll", MODEL].startswith(f"{evaluation.metrics['nll']:.3g} [")
+
+
+def test_an_absent_class_is_reported_with_its_reason():
     nobody = dataclasses.replace(
-        episodes, mortality_90d=np.zeros(40, np.int8), ventilated=np.ones_like(episodes.ventilated)
+        EPISODES, mortality_90d=np.zeros(40, np.int8), mortality_hospital=-np.ones(40, np.int8)
     )
-    evaluation = evaluate(MODEL, params, nobody, num_bootstrap=5)
-    assert evaluation.metrics["mortality_auroc"] is None and evaluation.metrics["mortality_auroc_high"] is None
+    scores = analytic(MODEL_OF_TWO, PARAMS, nobody, SCALER, SUPPORT)
+    evaluation = world_model.tabulate(Scored(nobody.subject_id, {MODEL: scores}, {}), SETTINGS)
     reasons = {row["metric"]: row["reason"] for row in evaluation.rows}
-    assert reasons["mortality_auroc"] == "every label is negative"
-    assert reasons["ventilation_auroc"] == "every label is positive"
-    unknown = dataclasses.replace(episodes, mortality_90d=np.full(40, -1, np.int8))
-    reasons = {row["metric"]: row["reason"] for row in evaluate(MODEL, params, unknown, num_bootstrap=5).rows}
-    assert reasons["mortality_brier"] == "no label is known" and reasons["mae_1step"] == ""
+    assert reasons["mortality_auroc"] == "every label is negative" and evaluation.metrics["mortality_auroc"] is None
+    assert reasons["hospital_mortality_brier"] == "no label is known" and reasons["mae_1step"] == ""
 
 
-def test_names_of_the_published_architecture_say_so(world):
-    episodes, params, _ = world
-    model = WorldModel("published", hidden=4, layers=1)
-    published = model.init(params.scaler, jax.random.key(0))
-    names = evaluate(model, published, episodes, num_bootstrap=5).metrics.keys()
-    assert {"published_mae_1step", "published_mortality_brier_low"} <= names
-    assert all(name.startswith("published_") for name in names)
+def test_groups_equal_the_stays_in_them(exact):
+    found = groups.group_rows(exact, EPISODES, ("sex", "age_band", "any_vasopressor"), SETTINGS)
+    flat = groups.flat(found)
+    woman = EPISODES.static[:, 1] == 0
+    labelled = exact.labelled["mortality"]
+    auroc = roc_auc_score(labelled.label[woman], labelled.chance[woman])
+    assert flat["mortality_auroc_sex_female"] == pytest.approx(auroc)
+    total = exact.means["mae_1step"][woman].sum(axis=0)
+    assert flat["mae_1step_sex_female"] == pytest.approx(total[0] / total[1])
+    bands = [flat[f"stays_age_band_{name}"] for name in ("18-49", "50-64", "65-79", "80+")]
+    assert sum(bands) == 40 and flat["stays_sex_female"] == woman.sum()
+    old = EPISODES.static[:, 0] >= 80
+    assert bands[3] == old.sum()
+    assert "sex: female" in groups.wide(found).index
+    with pytest.raises(InputError, match="--by: expected some of sex"):
+        groups.parse("sex,colour")
+
+
+def test_joined_parts_are_the_whole(exact):
+    halves = [EPISODES.take(slice(0, 17)), EPISODES.take(slice(17, 40))]
+    parts = [analytic(MODEL_OF_TWO, PARAMS, half, SCALER, SUPPORT, batch_size=20) for half in halves]
+    whole = join(parts)
+    np.testing.assert_allclose(whole.means["nll"], exact.means["nll"], rtol=1e-4)
+    np.testing.assert_array_equal(whole.labelled["ventilation"].stay, exact.labelled["ventilation"].stay)
+
+
+@pytest.mark.slow
+def test_the_whole_table_of_a_simulated_cohort():
+    from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
+    from sepsis_jax.dynamics.patient.cohort import simulate_cohort
+
+    episodes, truth = simulate_cohort(60, seed=1)
+    scaler = fit_scaler(episodes)
+    support = Support.fit(episodes, scaler)
+    model, other = WorldModel("carry", 8, 1, members=2), WorldModel("published", 8, 1)
+    params, published = (m.init(scaler, support, jax.random.key(0)) for m in (model, other))
+    settings = dataclasses.replace(SETTINGS, effects=8, effect_samples=4)
+    evaluation = world_model.evaluate(
+        model,
+        params,
+        episodes.subset("test"),
+        settings,
+        compared=(other, published),
+        train=episodes.subset("train"),
+        truth=truth,
+        bins=AI_CLINICIAN_BINS,
+    )
+    names = evaluation.metrics.keys()
+    shared = {"mae_1step", "mae_1step_all", "nll", "crps", "mae_24h", "mae_48h", "coverage80_min", "coverage80_max"}
+    shared |= {"ventilation_auroc", "mortality_auroc", "mortality_ece", "effect_corr_map_4h", "effect_slope_map_4h"}
+    shared |= {"effect_corr_within_map_4h", "effect_corr_constants"}
+    assert shared <= names and {f"published_{name}" for name in shared} <= names
+    assert {"mae_1step_oracle", "crps_oracle", "mae_24h_oracle", "mortality_auroc_oracle", "var_nll"} <= names
+    assert {"gap_closed_1step", "diff_crps_low", "diff_mae_48h_high", "effect_corr_lactate_24h_likely"} <= names
+    assert evaluation.metrics["mae_1step_oracle"] < evaluation.metrics["persistence_mae_1step"]
+    assert evaluation.metrics["implausible_share"] == evaluation.metrics["implausible_share_oracle"] == 0
