@@ -24,7 +24,7 @@ from sepsis_jax.clinical.vasopressors import NEE_FACTORS
 from sepsis_jax.data import binning, splits
 from sepsis_jax.data.cohort import Attrition, Stays, read_stays
 from sepsis_jax.data.episodes import SPLITS, Episodes
-from sepsis_jax.data.events import open_events, reading
+from sepsis_jax.data.events import find, open_events, reading
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.errors import SEEDS, InputError, check_range
 
@@ -33,6 +33,12 @@ BLOCK = 1024
 
 DEFAULT_WEIGHT_KG, DEFAULT_CHARLSON = 80.0, 0.0
 """Stand in where not one train stay has a weight (the AI Clinician's 80 kg) or a Charlson index."""
+
+_NEEDED: dict[str, dict[str, str]] = {
+    "random": {},
+    "temporal": {"period": "a temporal split needs it; split: random does not"},
+}
+"""Kind of split -> columns of the stays that it cannot do without, and what to say then."""
 
 _MACHINE = ("threads", "memory_limit", "temp_dir")  # must not change the result, so they are not part of it
 
@@ -50,6 +56,8 @@ class BuildSettings:
       vasopressor_conversion: table of `clinical.vasopressors.NEE_FACTORS`.
       max_vaso_dose: (mcg/kg/min norepinephrine equivalents) a higher dose of a bin is capped, and counted.
       max_urine_4h, max_fluid_4h: (mL) a stay with more in any one bin is excluded.
+      split: 'random' by patient and outcome; 'temporal' makes the patients of the latest periods (column `period` of
+        the stays) the test split and splits those before them at random.
       split_fractions: shares of patients in train, validation and test.
       seed: of the split.
       threads: of DuckDB; all cores if None.
@@ -66,6 +74,7 @@ class BuildSettings:
     max_vaso_dose: float = 5.0
     max_urine_4h: float = 12_000.0
     max_fluid_4h: float = 10_000.0
+    split: Literal["random", "temporal"] = "random"
     split_fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     seed: int = 0
     threads: int | None = None
@@ -80,7 +89,9 @@ class BuildSettings:
             ("min_steps", "from 1 to max_steps", 1 <= self.min_steps <= self.max_steps),
             ("vasopressor_conversion", f"one of {', '.join(NEE_FACTORS)}", self.vasopressor_conversion in NEE_FACTORS),
             ("max_vaso_dose", "a dose above 0", self.max_vaso_dose > 0),
+            ("split", "random or temporal", self.split in ("random", "temporal")),
             ("split_fractions", "shares that sum to 1", min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6),
+            ("split_fractions", "a test share for a temporal split", self.split == "random" or shares[2] > 0),
             ("threads", "at least 1", self.threads is None or self.threads >= 1),
         ):
             if not good:
@@ -105,7 +116,7 @@ def build(
       InputError: bad settings or tables, or no stay is left.
     """
     with _scratch(settings) as con, reading(Path(events_dir)):
-        dropped = open_events(con, events_dir)
+        dropped = open_events(con, events_dir, _NEEDED[settings.split])
         stays = read_stays(con, anchor=settings.anchor, start_hours=settings.start_hours, max_steps=settings.max_steps)
         left = Attrition(events_dir, stays.stay_id, attrition)
         _exclude_by_stay(left, stays, settings)
@@ -113,7 +124,8 @@ def build(
         records = binning.Records(stays.stay_id[loaded], stays.start_s[loaded], stays.length[loaded])
         binning.load(con, records, settings.vasopressor_conversion)
         _exclude_by_events(left, stays, settings, con)
-        return _assemble(con, stays, loaded, left, settings, dropped)
+        split = _split(stays, left.rows, settings, find(Path(events_dir), "stays"))
+        return _assemble(con, stays, loaded, left, split, settings, dropped)
 
 
 @contextmanager
@@ -169,23 +181,31 @@ def _exclude_by_events(left: Attrition, stays: Stays, settings: BuildSettings, c
         left.keep(label, amount <= limit, lambda i, amount=amount: f"has {amount[i]:g} mL")  # type: ignore[misc]
 
 
+def _split(stays: Stays, rows: np.ndarray, settings: BuildSettings, file: Path) -> np.ndarray:
+    """int8[B] split of the stays left; `file` holds them."""
+    who, outcome, period = stays.subject_id[rows], stays.mortality_90d[rows], stays.period[rows]
+    fractions, seed = settings.split_fractions, settings.seed
+    if settings.split == "temporal":
+        split = splits.assign_temporal(who, outcome, period, fractions=fractions, seed=seed, file=file)
+    else:
+        split = splits.assign(who, outcome, fractions=fractions, seed=seed)
+    if not (split == SPLITS.index("train")).any():
+        found = f"none of {rows.size} stays in train"
+        raise InputError("settings", field="split_fractions", expected="at least one train stay", found=found)
+    return split
+
+
 def _assemble(
     con: duckdb.DuckDBPyConnection,
     stays: Stays,
     loaded: np.ndarray,
     left: Attrition,
+    split: np.ndarray,
     settings: BuildSettings,
     dropped: dict[str, int],
 ) -> tuple[Episodes, dict[str, Any]]:
-    """Split, impute, fill the arrays block by block, then fit the scaler and the action bins on the train rows."""
-    rows = left.rows
-    split = splits.assign(
-        stays.subject_id[rows], stays.mortality_90d[rows], fractions=settings.split_fractions, seed=settings.seed
-    )
-    train = split == SPLITS.index("train")
-    if not train.any():
-        found = f"none of {rows.size} stays in train"
-        raise InputError("settings", field="split_fractions", expected="at least one train stay", found=found)
+    """Impute, fill the arrays block by block, then fit the scaler and the action bins on the train rows."""
+    rows, train = left.rows, split == SPLITS.index("train")
     static, weight_kg = _impute(stays, rows, train)
     arrays = _Arrays.empty(rows.size, settings.max_steps)
     capped = 0
@@ -216,12 +236,14 @@ def _assemble(
         split=split,
     )
     cohort = {name: value for name, value in asdict(settings).items() if name not in _MACHINE}
-    facts = {
+    facts: dict[str, Any] = {
         "implausible_dropped": dropped,
         "weight_imputed": int(np.isnan(stays.weight_kg[rows]).sum()),
         "charlson_imputed": int(np.isnan(stays.charlson[rows]).sum()),
         "vaso_bins_capped": capped,
     }
+    if settings.split == "temporal":
+        facts["split_periods"] = splits.patients_by_period(stays.subject_id[rows], stays.period[rows], split)
     fields = {"cohort": cohort | {"split_fractions": list(settings.split_fractions)}, "facts": facts}
     return episodes, fields | {"action_bins": bins, "scaler": scaler, "attrition": tuple(left.table)}
 

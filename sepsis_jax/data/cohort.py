@@ -28,6 +28,7 @@ class Stays:
       male: bool[N].
       weight_kg, charlson: f64[N], NaN where unknown.
       mortality_90d, mortality_hospital: int8[N], -1 unknown.
+      period: f64[N] orders the calendar time of the stays, NaN where unknown.
       anchored: bool[N] the anchor is known.
       start_s: i64[N] (s since ICU admission) tau.
       length: i32[N] steps.
@@ -42,6 +43,7 @@ class Stays:
     charlson: np.ndarray
     mortality_90d: np.ndarray
     mortality_hospital: np.ndarray
+    period: np.ndarray
     anchored: np.ndarray
     start_s: np.ndarray
     length: np.ndarray
@@ -55,7 +57,7 @@ def read_stays(con: duckdb.DuckDBPyConnection, *, anchor: str, start_hours: floa
         SELECT stay_id, subject_id, age, sex = 'M' AS male, coalesce(weight_kg, 'NaN') AS weight_kg,
                coalesce(charlson, 'NaN') AS charlson, {seconds("exit_hours")} AS exit_s, exit_kind,
                coalesce(mortality_90d, -1) AS mortality_90d, coalesce(mortality_hospital, -1) AS mortality_hospital,
-               {zero} AS anchor
+               coalesce(period::DOUBLE, 'NaN') AS period, {zero} AS anchor
         FROM stays ORDER BY stay_id"""
     columns = fetch(con, query)
     start_s = np.rint((np.nan_to_num(columns["anchor"]) + start_hours) * 3600).astype(np.int64)
@@ -73,6 +75,7 @@ def read_stays(con: duckdb.DuckDBPyConnection, *, anchor: str, start_hours: floa
         charlson=columns["charlson"],
         mortality_90d=columns["mortality_90d"].astype(np.int8),
         mortality_hospital=columns["mortality_hospital"].astype(np.int8),
+        period=columns["period"],
         anchored=~np.isnan(columns["anchor"]),
         start_s=start_s,
         length=np.minimum(decisions, max_steps).astype(np.int32),

@@ -8,7 +8,7 @@ loaded. Hours count from ICU admission and may be negative. A value that the che
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +44,7 @@ class Column(NamedTuple):
       low, high: allowed range of a number.
       choices: allowed texts; empty for any.
       absent: the whole column may be missing.
+      why: hint for a column that is required only at times.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Column(NamedTuple):
     high: float = _LARGEST
     choices: tuple[str, ...] = ()
     absent: bool = False
+    why: str = ""
 
 
 _STAY_ID = Column("stay_id", "integer", low=0, high=2**31 - 1)
@@ -71,6 +73,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("mortality_90d", "integer", required=False, low=0, high=1),
         Column("mortality_hospital", "integer", required=False, low=0, high=1),
         Column("onset_hours", "number", required=False),
+        Column("period", "integer", required=False, absent=True),
     ),
     "measurements": (
         _STAY_ID,
@@ -102,10 +105,15 @@ class _Rule(NamedTuple):
     hint: str = ""
 
 
-def open_events(con: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
+def open_events(
+    con: duckdb.DuckDBPyConnection, folder: Path, needed: Mapping[str, str] | None = None
+) -> dict[str, int]:
     """Check the four tables of `folder` and make them views of `con`: stays, measurements, treatments, intervals.
 
     A table `vocabulary` (feature, index, low, high) comes with them, to join on.
+
+    Args:
+      needed: columns of `stays` that may be missing or empty but not this time -> hint that says why.
 
     Returns:
       Rows of `measurements` outside the plausible range, by feature (those to drop).
@@ -115,12 +123,13 @@ def open_events(con: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
     """
     if not Path(folder).is_dir():
         raise InputError(folder, expected="a folder of event tables", found="no such folder")
-    paths = {table: _find(Path(folder), table) for table in TABLES}
+    paths = {table: find(Path(folder), table) for table in TABLES}
+    columns = TABLES | {"stays": tuple(_needed(column, needed or {}) for column in TABLES["stays"])}
     _create_vocabulary(con)
     for table, path in paths.items():
         with reading(path):
-            _create_views(con, table, path)
-            _check_rows(con, table, path)
+            _create_views(con, table, path, columns[table])
+            _check_rows(con, table, path, columns[table])
             if table == "stays":
                 _check_stay_ids(con, path)
     with reading(paths["measurements"]):
@@ -141,7 +150,8 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(path, expected=expected, found=_brief(error)) from error
 
 
-def _find(folder: Path, table: str) -> Path:
+def find(folder: Path, table: str) -> Path:
+    """The file of a table in a folder of event tables; InputError unless there is exactly one."""
     found = [path for path in (folder / f"{table}.parquet", folder / f"{table}.csv") if path.is_file()]
     if len(found) != 1:
         what = f"both {found[0].name} and {found[1].name}" if found else "neither"
@@ -149,18 +159,26 @@ def _find(folder: Path, table: str) -> Path:
     return found[0]
 
 
-def _create_views(con: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
+def _needed(column: Column, needed: Mapping[str, str]) -> Column:
+    if column.name not in needed:
+        return column
+    return column._replace(required=True, absent=False, why=needed[column.name])
+
+
+def _create_views(con: duckdb.DuckDBPyConnection, table: str, path: Path, columns: tuple[Column, ...]) -> None:
     """`<table>_raw` holds each column beside its typed reading (NULL where it has none); `<table>` the latter only."""
     name = str(path).replace("'", "''")
     options = "all_varchar = true, header = true, delim = ',', quote = '\"', escape = '\"'"
     source = f"read_parquet('{name}')" if path.suffix == ".parquet" else f"read_csv('{name}', {options})"
     types = {row[0]: row[1] for row in con.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
     raw, typed = [], []
-    for column in TABLES[table]:
+    for column in columns:
         if column.name not in types:
             if not column.absent:
-                raise InputError(path, field=column.name, expected="a column", found=f"columns {', '.join(types)}")
-            raw.append(f"NULL::VARCHAR AS {column.name}, NULL::VARCHAR AS raw_{column.name}")
+                found = f"columns {', '.join(types)}"
+                raise InputError(path, field=column.name, expected="a column", found=found, hint=column.why)
+            empty = "VARCHAR" if column.kind == "text" else "DOUBLE"
+            raw.append(f"NULL::{empty} AS {column.name}, NULL::VARCHAR AS raw_{column.name}")
         else:
             raw.append(f'{_typed(column, types[column.name])} AS {column.name}, "{column.name}" AS raw_{column.name}')
         integer = column.kind == "integer"
@@ -180,9 +198,9 @@ def _typed(column: Column, sql_type: str) -> str:
     return value if column.required else f"CASE WHEN NOT isnan({value}) THEN {value} END"
 
 
-def _check_rows(con: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
+def _check_rows(con: duckdb.DuckDBPyConnection, table: str, path: Path, columns: tuple[Column, ...]) -> None:
     """One scan counts the violations of every rule; only a broken rule costs another, for its first row."""
-    rules = [_column_rule(column) for column in TABLES[table]] + _table_rules(table)
+    rules = [_column_rule(column) for column in columns] + _table_rules(table)
     counts = ", ".join(f"count_if({rule.violation})" for rule in rules)
     row = con.execute(f"SELECT {counts} FROM {table}_raw").fetchone()
     assert row is not None
@@ -210,7 +228,8 @@ def _column_rule(column: Column) -> _Rule:
             bad.append(f"({name} IS NULL AND lower({raw}::VARCHAR) <> 'nan')")
         bad.append(f"{name} NOT BETWEEN {column.low} AND {column.high}")  # NaN is above every number in DuckDB
         bad += [f"{name} <> floor({name})"] if column.kind == "integer" else []
-    return _Rule(name, expected + ("" if column.required else " or nothing"), " OR ".join(bad or ["false"]), raw)
+    expected += "" if column.required else " or nothing"
+    return _Rule(name, expected, " OR ".join(bad or ["false"]), raw, column.why)
 
 
 def _table_rules(table: str) -> list[_Rule]:

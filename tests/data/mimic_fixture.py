@@ -90,6 +90,7 @@ class Mimic:
         hours: float = 48,
         age: int = 60,
         sex: str = "M",
+        years: str = "2011 - 2013",
         creatinine: float = 2.5,
         dod: str = "",
         deathtime: str = "",
@@ -97,7 +98,15 @@ class Mimic:
         hadm = stay - STAY + HADM
         self.stay(stay, hadm=hadm, subject=subject, admit=admit, hours=hours)
         if not any(row["subject_id"] == subject for row in self.rows["hosp/patients"]):
-            self.add("hosp/patients", subject_id=subject, gender=sex, anchor_age=age, anchor_year=2150, dod=dod)
+            self.add(
+                "hosp/patients",
+                subject_id=subject,
+                gender=sex,
+                anchor_age=age,
+                anchor_year=2150,
+                anchor_year_group=years,
+                dod=dod,
+            )
         self.add(
             "hosp/admissions",
             subject_id=subject,

@@ -11,6 +11,7 @@ import pytest
 
 from sepsis_jax.clinical.features import INDEX, URINE
 from sepsis_jax.data.builder import BuildSettings, build
+from sepsis_jax.data.episodes import SPLITS
 from sepsis_jax.data.mimic import MimicSettings, extract, items
 
 DEMO = Path(
@@ -195,6 +196,21 @@ def test_cohort(demo):
     np.testing.assert_array_equal(demo.episodes.static[:, 1], stays["gender"] == "M")
     days = (pd.to_datetime(stays["dod"]) - stays["intime"].dt.normalize()).dt.days
     np.testing.assert_array_equal(demo.episodes.mortality_90d, days <= 90)
+
+
+def test_temporal_split(demo):
+    """The later of the demo's two anchor year groups holds more than the test share, so it is the test split."""
+    patients = raw("hosp/patients").set_index("subject_id")
+    assert patients["anchor_year_group"].value_counts().to_dict() == {"2014 - 2016": 57, "2011 - 2013": 43}
+    episodes, fields = build(demo.folder, BuildSettings(split="temporal", threads=2))
+    group = patients["anchor_year_group"].loc[episodes.subject_id]
+    np.testing.assert_array_equal(episodes.split == SPLITS.index("test"), group == "2014 - 2016")
+    counts = group[~group.index.duplicated()].value_counts()
+    periods = fields["facts"]["split_periods"]
+    assert periods["test"] == {"2014": counts["2014 - 2016"]}
+    assert periods["train"]["2011"] + periods["validation"]["2011"] == counts["2011 - 2013"]
+    assert periods["train"]["2011"] == pytest.approx(7 / 8 * counts["2011 - 2013"], abs=1)
+    np.testing.assert_array_equal(episodes.stay_id, demo.episodes.stay_id)
 
 
 def test_threads_do_not_change_a_byte(demo, tmp_path):

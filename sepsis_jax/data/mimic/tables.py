@@ -27,6 +27,7 @@ RAW: dict[str, dict[str, str]] = {
         "gender": _TEXT,
         "anchor_age": _ID,
         "anchor_year": _ID,
+        "anchor_year_group": _TEXT,
         "dod": _TIME,
     },
     "hosp/admissions": {"hadm_id": _ID, "dischtime": _TIME, "deathtime": _TIME, "hospital_expire_flag": _ID},

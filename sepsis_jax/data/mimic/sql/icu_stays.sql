@@ -5,6 +5,8 @@ WITH stays AS (
         coalesce(i.outtime, a.dischtime) AS outtime,
         p.anchor_age + year(i.intime) - p.anchor_year AS age,
         p.gender AS sex,
+        -- '2011 - 2013': dates are shifted patient by patient, so that only this group orders the patients in time.
+        try_cast(left(p.anchor_year_group, 4) AS INTEGER) AS period,
         a.deathtime,
         coalesce(p.dod, a.deathtime) AS dod,
         coalesce(a.hospital_expire_flag, 0) AS hospital_expire_flag,
@@ -29,5 +31,6 @@ SELECT
     CASE WHEN died_in_icu THEN 'death' ELSE 'discharge' END AS exit_kind,
     -- No date of death up to a year after the last discharge: the patient was alive on day 90.
     coalesce(date_diff('day', intime::DATE, dod::DATE) <= 90, false)::INTEGER AS mortality_90d,
-    hospital_expire_flag AS mortality_hospital
+    hospital_expire_flag AS mortality_hospital,
+    period
 FROM ends

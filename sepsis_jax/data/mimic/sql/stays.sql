@@ -11,7 +11,7 @@ WITH weights AS (
 )
 SELECT
     stay_id, subject_id, age, sex, weight_kg, charlson, exit_hours, exit_kind, mortality_90d, mortality_hospital,
-    onset_hours
+    onset_hours, period
 FROM sepsis_stays
 JOIN sepsis USING (stay_id)
 JOIN charlson USING (stay_id)
