@@ -58,6 +58,7 @@ class CarryNetwork(nnx.Module):
         # Zeros make the untrained model persistence with unit variance.
         self.heads = nnx.Linear(hidden, sum(_OUTPUTS), kernel_init=zeros, rngs=rngs)
         self.loading = nnx.Param(0.1 * jax.random.normal(rngs.params(), (NUM_FEATURES, RANK)))
+        self.log_spread = nnx.Param(jnp.zeros(NUM_FEATURES))
         self.patterns = nnx.Param(jax.random.normal(rngs.params(), (PATTERNS, NUM_MASKED)))
         self.mortality = nnx.Linear(hidden + len(STATICS), hidden // 2, rngs=rngs)
         self.mortality_head = nnx.Linear(hidden // 2, len(OUTCOMES), kernel_init=zeros, rngs=rngs)
@@ -103,6 +104,7 @@ class CarryNetwork(nnx.Module):
         splits = [sum(_OUTPUTS[: i + 1]) for i in range(len(_OUTPUTS) - 1)]
         change, log_slope, pattern, mask_logit, vent_logit, exit_logit = jnp.split(outputs, splits)
         slopes = jnp.clip(log_slope.reshape(SEGMENTS, NUM_FEATURES), *_LOG_SLOPE)
+        slopes = slopes + jax.lax.stop_gradient(self.log_spread[...])[None]  # set after training (`calibration`)
         return Prediction(
             values=Marginals(z + change, slopes),
             loading=copula.loadings(self.loading[...]),

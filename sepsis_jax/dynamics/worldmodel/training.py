@@ -19,6 +19,7 @@ from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.dynamics.worldmodel import sharding, steps
 from sepsis_jax.dynamics.worldmodel.bounds import Support
+from sepsis_jax.dynamics.worldmodel.calibration import calibrate
 from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
 from sepsis_jax.dynamics.worldmodel.settings import TrainSettings
 from sepsis_jax.dynamics.worldmodel.unfinished import Rows, Unfinished, digest
@@ -90,7 +91,8 @@ def train(
                 loss = float(losses["validation_loss"].mean())
                 progress.update(task, description=f"world model, validation loss {loss:.3f}")
     best = dataclasses.replace(sharding.to_host(params), network=state.best)
-    return Trained(settings.model, jax.tree.map(jnp.asarray, best), rows)
+    best = calibrate(settings.model, jax.tree.map(jnp.asarray, best), episodes, jax.random.key(settings.seed))
+    return Trained(settings.model, best, rows)
 
 
 def _first_params(settings: TrainSettings, episodes: Episodes, scaler: Scaler) -> Params:
