@@ -64,8 +64,8 @@ def loss_terms(model: WorldModel, params: Params, episode: Episodes, key: jax.Ar
     terms = {"values": _term(-each, measured), "ventilation": _bernoulli(decoded.vent_logit, next_vent, has_next)}
     if decoded.loading is not None:
         one = jax.random.randint(place_key, (), 0, jnp.maximum(episode.length - 1, 1))  # dear, and few numbers to learn
-        prediction, *rest = jax.tree.map(lambda leaf: leaf[one], (decoded, next_obs, measured))
-        together = copula_log_density(prediction, params.support, *rest, place_key)
+        prediction, obs, which = jax.tree.map(lambda leaf: leaf[one], (decoded, next_obs, measured))
+        together = copula_log_density(prediction, params.support, obs, which, place_key)
         terms["copula"] = jnp.stack([-together, measured[one].sum().astype(jnp.float32)])
     if decoded.mask is not None:
         mask_scores = jax.vmap(mask_log_prob)(decoded.mask, next_mask)

@@ -111,23 +111,21 @@ def _segments(marginals: Marginals) -> list[Segment]:
 def _locate(center: jax.Array, segments: list[Segment], z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Normal score of z, and the log slope there: f32[...,N] each."""
     middle = len(segments) // 2
-    at, found = jnp.zeros_like(z), segments[middle].log_slope
-    edge = center  # walk up from the center, where the score is 0, then down
-    for segment in segments[middle:]:
-        above = z > edge
-        end = (
-            edge + (segment.high - max(segment.low, 0)) * jnp.exp(segment.log_slope) if np.isfinite(segment.high) else z
-        )
-        at = at + jnp.where(above, (jnp.minimum(z, end) - edge) * jnp.exp(-segment.log_slope), 0.0)
-        found = jnp.where(above, segment.log_slope, found)
+    mirrored = [Segment(-segment.high, -segment.low, segment.log_slope) for segment in segments[middle::-1]]
+    (up, slope_above), (down, slope_below) = _walk(center, segments[middle:], z), _walk(-center, mirrored, -z)
+    below = z < center
+    at = jnp.clip(jnp.where(below, -down, up), -LARGEST_SCORE, LARGEST_SCORE)
+    return at, jnp.where(below, slope_below, slope_above)
+
+
+def _walk(center: jax.Array, segments: list[Segment], z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Score of a z above the center, and the log slope there, through the segments from the center upwards."""
+    at, found, edge = jnp.zeros_like(z), segments[0].log_slope, center
+    for segment in segments:
+        reached = z > edge
+        width = segment.high - np.maximum(segment.low, np.float32(0))
+        end = edge + width * jnp.exp(segment.log_slope) if np.isfinite(width) else z
+        at = at + jnp.where(reached, (jnp.minimum(z, end) - edge) * jnp.exp(-segment.log_slope), 0.0)
+        found = jnp.where(reached, segment.log_slope, found)
         edge = end
-    edge = center
-    for segment in segments[middle::-1]:
-        below = z < edge
-        end = (
-            edge + (segment.low - min(segment.high, 0)) * jnp.exp(segment.log_slope) if np.isfinite(segment.low) else z
-        )
-        at = at + jnp.where(below, (jnp.maximum(z, end) - edge) * jnp.exp(-segment.log_slope), 0.0)
-        found = jnp.where(below, segment.log_slope, found)
-        edge = end
-    return jnp.clip(at, -LARGEST_SCORE, LARGEST_SCORE), found
+    return at, found

@@ -130,7 +130,8 @@ class PublishedNetwork(nnx.Module):
         """Memory after every step, leading T: z f32[T,F], mask bool[T,38], action before each f32[T,10]."""
 
         def step(memory: Window, inputs: tuple[jax.Array, ...]) -> tuple[Window, Window]:
-            memory = self.observe(memory, static, *inputs, key)
+            z, mask, action = inputs
+            memory = self.observe(memory, static, z, mask, action, key)
             return memory, memory
 
         return jax.lax.scan(step, self.initial(), (z, mask, action))[1]
