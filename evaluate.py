@@ -131,8 +131,8 @@ def _print_world_model(settings: Config, flags: Flags, scored: Scored, tested: E
     main = [row for row in figures.rows if not row["metric"].startswith(details) or row["metric"].startswith(summary)]
     cli.console.print(cli.table(world_model.wide(main), title=f"{title} (95 % interval by patient)"))
     if scored.effects:
-        effects = world_model.wide(figures.rows, ("effect_",))
-        cli.console.print(cli.table(effects, title="Effects of actions: predicted against true"))
+        effects = world_model.wide_effects(figures.rows)
+        cli.console.print(cli.table(effects, title="Effects of actions, predicted against true; likely: over 1 %"))
     mortality = scored.scores[MODEL].labelled["mortality"]
     if mortality.label.size:
         curve = calibration(mortality.label, mortality.chance)

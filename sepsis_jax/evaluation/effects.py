@@ -28,6 +28,7 @@ NAMES = (*(f"{outcome}_{hours}h" for outcome in OUTCOMES for hours in HOURS), "m
 LIKELY = 0.01
 """Behaviour probability above which an action counts as likely."""
 
+_ROUNDING = 1e-5  # of the largest effect; what single precision leaves where everyone has the same one
 _STEPS = np.array([hours // 4 - 1 for hours in HOURS])
 
 
@@ -104,7 +105,8 @@ def moments(x: np.ndarray, y: np.ndarray, kept: np.ndarray, rows: np.ndarray, st
 def centred(effect: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Effects f[N,A] minus each action's mean over the decisions where it is `kept`."""
     effect = np.asarray(effect, np.float64)
-    return effect - constants(effect, kept)
+    residual = effect - constants(effect, kept)
+    return np.where(np.abs(residual) > _ROUNDING * np.abs(effect).max(), residual, 0.0)
 
 
 def constants(effect: np.ndarray, kept: np.ndarray) -> np.ndarray:

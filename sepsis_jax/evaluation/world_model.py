@@ -247,6 +247,33 @@ def wide(found: list[Row], prefix: tuple[str, ...] = (), *, without: tuple[str, 
     return frame.rename_axis(index="figure")
 
 
+def wide_effects(found: list[Row]) -> pd.DataFrame:
+    """One row an outcome and hour (those of likely actions below), one column a model's figure."""
+    figures = {
+        "corr_within": "within actions",
+        "corr_constants": "25 constants",
+        "corr": "correlation",
+        "slope": "slope",
+    }
+    order = ("correlation", "within actions", "slope", "25 constants")
+    cells: dict[str, dict[str, str]] = {}
+    for row in found:
+        if not row["metric"].startswith("effect_"):
+            continue
+        rest = row["metric"].removeprefix("effect_")
+        kind = next(kind for kind in figures if rest.startswith(f"{kind}_"))
+        if row["model"] == MODEL:
+            column, text = figures[kind], cell(row)
+        elif kind == "corr_constants":
+            continue
+        else:
+            column, text = f"{row['model']} {figures[kind]}", f"{row['value']:.3g}"
+        cells.setdefault(rest.removeprefix(f"{kind}_"), {})[column] = text
+    frame = pd.DataFrame.from_dict(cells, orient="index")
+    columns = sorted(frame.columns, key=lambda name: (name not in order, order.index(name) if name in order else 0))
+    return frame[columns].rename_axis(index="effect on")
+
+
 def cell(row: Row) -> str:
     """A value with its interval in three digits, or why there is none."""
     if not np.isfinite(row["value"]):

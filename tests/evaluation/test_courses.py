@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from factories import make_episodes
 from toy import MAP, ToyDynamics, toy_params, toy_world
 

@@ -22,19 +22,19 @@ def draws(seed, samples=17, features=4):
     return x, weight, rng.normal(size=features).astype(np.float32)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_crps_and_energy_equal_double_loops(seed):
     x, w, y = draws(seed)
     fair = 1 - (w**2).sum()
     pairs = [(i, j) for i in range(len(x)) for j in range(len(x)) if i != j]
+    found = jax.jit(lambda: crps(*by_value(jnp.asarray(x), jnp.asarray(w)), jnp.asarray(y)))()
     for f in range(x.shape[1]):
         expected = (w * abs(x[:, f] - y[f])).sum()
         expected -= 0.5 * sum(w[i] * w[j] * abs(x[i, f] - x[j, f]) for i, j in pairs) / fair
-        ordered, own = by_value(jnp.asarray(x), jnp.asarray(w))
-        np.testing.assert_allclose(crps(ordered, own, jnp.asarray(y))[f], expected, atol=2e-6)
+        np.testing.assert_allclose(found[f], expected, atol=2e-6)
     expected = sum(w[i] * np.linalg.norm(x[i] - y) for i in range(len(x)))
     expected -= 0.5 * sum(w[i] * w[j] * np.linalg.norm(x[i] - x[j]) for i, j in pairs) / fair
-    np.testing.assert_allclose(energy(jnp.asarray(x - y), jnp.asarray(w)), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(energy)(x - y, w), expected, atol=1e-5)
 
 
 def test_crps_of_a_gaussian_is_the_closed_form_for_any_number_of_samples():
@@ -44,7 +44,7 @@ def test_crps_of_a_gaussian_is_the_closed_form_for_any_number_of_samples():
     rng, y, sd = np.random.default_rng(0), 0.7, 1.5
     z = y / sd
     expected = sd * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))
-    for samples, columns in ((3, 60_000), (100, 2_000)):
+    for samples, columns in ((3, 9_000), (20, 1_000)):
         x = jnp.asarray(rng.normal(size=(samples, columns)) * sd, jnp.float32)
         weight = jnp.full(samples, 1 / samples)
         found = crps(*by_value(x, weight), jnp.full(columns, y))
@@ -85,7 +85,7 @@ def test_score_is_in_z_scores_and_only_measured_values_enter_the_energy():
     z, obs = rng.normal(size=(40, 39)).astype(np.float32), rng.normal(size=39).astype(np.float32)
     weight, measured = jnp.full(40, 1 / 40), jnp.arange(39) < 5
     value, seen = SCALER.denormalize(z), SCALER.denormalize(obs)
-    found = score(value, weight, seen, measured, SCALER, jax.random.key(0))
+    found = jax.jit(score)(value, weight, seen, measured, SCALER, jax.random.key(0))
     np.testing.assert_allclose(found.error, abs(np.median(z, axis=0) - obs), atol=1e-3)
     np.testing.assert_allclose(found.bias, z.mean(axis=0) - obs, atol=1e-3)
     np.testing.assert_allclose(found.energy, energy(jnp.asarray(z - obs)[:, :5], weight), atol=1e-3)

@@ -11,9 +11,9 @@ import pytest
 from factories import fit_scaler, make_episodes
 from sklearn.metrics import roc_auc_score
 
-from sepsis_jax.clinical.features import GCS, INDEX
+from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.dynamics.baselines import VAR, Persistence
-from sepsis_jax.dynamics.protocol import history_at
+from sepsis_jax.dynamics.protocol import Step, history_at
 from sepsis_jax.dynamics.worldmodel.bounds import Support, confine
 from sepsis_jax.dynamics.worldmodel.model import WorldModel
 from sepsis_jax.dynamics.worldmodel.prediction import joint_log_density
@@ -21,7 +21,7 @@ from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import groups, world_model
 from sepsis_jax.evaluation.courses import draw_decisions
 from sepsis_jax.evaluation.one_step import CONTINUOUS, analytic, last_value, sampled
-from sepsis_jax.evaluation.rollouts import roll_out
+from sepsis_jax.evaluation.rollouts import implausible, roll_out
 from sepsis_jax.evaluation.scores import Scores, join
 from sepsis_jax.evaluation.settings import EvaluationSettings
 from sepsis_jax.evaluation.world_model import MODEL, Scored
@@ -106,12 +106,6 @@ def test_model_figures_equal_a_loop_over_decisions(exact):
     np.testing.assert_allclose(exact.labelled["mortality"].chance, death.mean(axis=0)[~has_next], atol=1e-5)
 
 
-def test_batches_change_nothing(exact):
-    again = analytic(MODEL_OF_TWO, PARAMS, EPISODES, SCALER, SUPPORT, batch_size=7)
-    for name, total in exact.means.items():
-        np.testing.assert_allclose(again.means[name], total, rtol=1e-4, atol=1e-3)
-
-
 @pytest.fixture(scope="module")
 def linear():
     return VAR().fit(EPISODES, SCALER, SUPPORT)
@@ -145,34 +139,39 @@ def test_samples_of_the_linear_baseline_agree_with_its_distribution(linear):
     assert mean(drawn, "crps") < mean(drawn, "mae_1step_sampled")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Broken(Persistence):
-    """Half a Glasgow point, and a saturation that no bound allows, in every sample."""
-
-    def step(self, params, state, action, key):
-        state, step = super().step(params, state, action, key)
-        value = step.value.at[INDEX[GCS[0]]].set(2.5).at[INDEX["spo2"]].set(120.0)
-        return state, dataclasses.replace(step, value=value)
-
-
-def test_roll_outs_of_no_change_equal_a_loop_and_faults_are_counted():
-    episodes = make_episodes(20, 8, seed=6)
-    decisions = draw_decisions(episodes, 15, ahead=2, seed=0)
-    scores = roll_out(Persistence(), None, episodes, SCALER, SUPPORT, decisions, samples=3)
+def test_roll_outs_of_no_change_equal_a_loop():
+    episodes = make_episodes(40, 8, seed=6)
+    decisions = draw_decisions(episodes, 15, ahead=6, seed=0)
+    scores = roll_out(Persistence(), None, episodes, SCALER, SUPPORT, decisions, samples=2)
     z = np.asarray(SCALER.normalize(episodes.obs))
+    ends = np.zeros((2, 39, 2))
     for hours in (8, 24):
-        errors = []
-        for b, t in zip(*decisions, strict=True):
-            if t + hours // 4 < episodes.length[b]:
-                seen = np.append(episodes.mask[b, t + hours // 4], True)
-                errors.extend(np.abs(z[b, t + hours // 4] - z[b, t])[seen])
-        assert mean(scores, f"mae_{hours}h") == pytest.approx(np.mean(errors), rel=1e-5)
-        assert mean(scores, f"crps_{hours}h") == pytest.approx(np.mean(errors), rel=1e-4)
+        step = hours // 4
+        seen = np.array([np.append(episodes.mask[b, t + step], True) for b, t in zip(*decisions, strict=True)])
+        change = np.array([z[b, t + step] - z[b, t] for b, t in zip(*decisions, strict=True)])
+        assert mean(scores, f"mae_{hours}h") == pytest.approx(np.abs(change)[seen].mean(), rel=1e-5)
+        assert mean(scores, f"crps_{hours}h") == pytest.approx(np.abs(change)[seen].mean(), rel=1e-4)
+        drift = scores.features[f"drift_{hours}h"].sum(axis=0)
+        np.testing.assert_allclose(drift[:, 0], -(change * seen).sum(axis=0), atol=1e-3)
+        np.testing.assert_array_equal(drift[:, 1], seen.sum(axis=0))
+    for b, t in zip(*decisions, strict=True):
+        for later in range(t + 1, min(t + 13, episodes.length[b])):
+            seen = np.append(episodes.mask[b, later], True)
+            for end, reached in enumerate((lambda x: x <= SUPPORT.low, lambda x: x >= SUPPORT.high)):
+                excess = np.asarray(reached(episodes.obs[b, t])) * 1.0 - np.asarray(reached(episodes.obs[b, later]))
+                ends[end] += np.stack([excess, np.ones(39)], axis=1) * seen[:, None]
+    np.testing.assert_allclose(scores.features["at_bound"].sum(axis=0), ends.reshape(-1, 2), atol=1e-4)
     assert mean(scores, "implausible_share") == 0
-    broken = roll_out(_Broken(), None, episodes, SCALER, SUPPORT, decisions, samples=3)
-    assert mean(broken, "implausible_share") == 1
-    at_bound = broken.features["at_bound"].sum(axis=0).reshape(2, 39, 2)[1, INDEX["spo2"]]
-    assert at_bound[0] / at_bound[1] > 0.9  # all samples are at or beyond the upper end, nearly no record is
+
+
+@pytest.mark.parametrize(
+    ("feature", "value"), [("gcs_eye", 2.5), ("spo2", 120.0), ("meanbp", 200.0), ("ph", np.nan), ("lactate", -1.0)]
+)
+def test_faults_are_seen(feature, value):
+    obs = jnp.asarray(EPISODES.obs[0, 0])
+    fine = Step(obs, jnp.ones(38, bool), 0.0, jnp.zeros(2), obs.at[jnp.array([8, 9, 10])].set(3.0))
+    assert not implausible(fine)
+    assert implausible(dataclasses.replace(fine, value=fine.value.at[INDEX[feature]].set(value)))
 
 
 def test_table_with_a_compared_model_has_paired_differences(exact):
@@ -227,12 +226,11 @@ def test_groups_equal_the_stays_in_them(exact):
         groups.parse("sex,colour")
 
 
-def test_joined_parts_are_the_whole(exact):
-    halves = [EPISODES.take(slice(0, 17)), EPISODES.take(slice(17, 40))]
-    parts = [analytic(MODEL_OF_TWO, PARAMS, half, SCALER, SUPPORT, batch_size=20) for half in halves]
-    whole = join(parts)
-    np.testing.assert_allclose(whole.means["nll"], exact.means["nll"], rtol=1e-4)
-    np.testing.assert_array_equal(whole.labelled["ventilation"].stay, exact.labelled["ventilation"].stay)
+def test_joined_parts_keep_their_stays_apart(exact):
+    twice = join([exact, exact])
+    np.testing.assert_array_equal(twice.means["nll"], np.concatenate([exact.means["nll"]] * 2))
+    stay = exact.labelled["ventilation"].stay
+    np.testing.assert_array_equal(twice.labelled["ventilation"].stay, np.concatenate([stay, stay + 40]))
 
 
 @pytest.mark.slow
