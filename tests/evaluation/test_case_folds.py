@@ -1,0 +1,148 @@
+"""One stay, cross-validation, fresh patients, and what evaluate.py refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from factories import fit_scaler, make_episodes
+
+from sepsis_jax import checkpoints, pipeline
+from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
+from sepsis_jax.clinical.features import INDEX
+from sepsis_jax.config import CohortSettings, Config
+from sepsis_jax.data.store import Manifest
+from sepsis_jax.dynamics.worldmodel.bounds import Support
+from sepsis_jax.dynamics.worldmodel.model import WorldModel
+from sepsis_jax.dynamics.worldmodel.training import TrainSettings
+from sepsis_jax.errors import InputError
+from sepsis_jax.evaluation import case_view, folds
+from sepsis_jax.evaluation.settings import EvaluationSettings
+
+ROOT = Path(__file__).parents[2]
+EPISODES = make_episodes(20, 5, seed=7)
+MODEL = WorldModel("carry", hidden=8, layers=1, members=2)
+
+
+def params_of(model, episodes=EPISODES):
+    scaler = fit_scaler(episodes)
+    return model.init(scaler, jax.tree.map(jnp.asarray, Support.fit(episodes, scaler)), jax.random.key(0))
+
+
+def test_one_stay_shows_the_record_beside_the_forecast():
+    row = int(np.argmax(EPISODES.length))
+    seen = case_view.view(MODEL, params_of(MODEL), EPISODES, row, steps=9, samples=30)
+    steps = int(EPISODES.length[row]) - 1
+    assert list(seen.table.columns) == [f"hour {4 * (step + 2)}" for step in range(steps)]
+    feature = INDEX["meanbp"]
+    for step in range(steps):
+        hour, measured = 4 * (step + 2), EPISODES.mask[row, step + 1, feature]
+        found = {key: seen.numbers[f"meanbp_{hour}h_{key}"] for key in ("recorded", "predicted_low", "predicted_high")}
+        assert found["recorded"] == (pytest.approx(EPISODES.obs[row, step + 1, feature]) if measured else None)
+        assert found["predicted_low"] < seen.numbers[f"meanbp_{hour}h_predicted"] < found["predicted_high"]
+        assert seen.numbers[f"ventilation_{hour}h_recorded"] == EPISODES.ventilated[row, step + 1]
+    label = "died" if EPISODES.mortality_90d[row] else "survived"
+    assert seen.facts["Death within 90 days"].startswith(label) and 0 < seen.numbers["mortality"] < 1
+    assert case_view.find(EPISODES, int(EPISODES.stay_id[3]), "here") == 3
+    with pytest.raises(InputError, match="here: stay_id: expected one of 20, "):
+        case_view.find(EPISODES, 5, "here")
+
+
+def test_weighted_quantiles_follow_the_weights():
+    value = np.arange(1, 101, dtype=float)[:, None, None]
+    even, top = np.full((100, 1), 0.01), (np.arange(100) >= 90)[:, None] * 0.1
+    np.testing.assert_allclose(case_view._weighted_quantiles(value, even)[:, 0, 0], [10, 50, 90], atol=1)
+    np.testing.assert_allclose(case_view._weighted_quantiles(value, top)[:, 0, 0], [91, 95, 99], atol=1)
+
+
+def test_folds_keep_patients_together_and_outcomes_even():
+    rng = np.random.default_rng(0)
+    subject = rng.integers(0, 40, 90)
+    outcome = (subject % 3 == 0).astype(int)
+    fold = folds.assign(subject, outcome, 5, 0)
+    patients = {number: set(subject[fold == number]) for number in range(5)}
+    assert sum(map(len, patients.values())) == len(set(subject)) == len(set().union(*patients.values()))
+    died = [len({p for p in part if p % 3 == 0}) for part in patients.values()]
+    assert max(died) - min(died) <= 1 and (folds.assign(subject, outcome, 5, 1) != fold).any()
+    with pytest.raises(InputError, match="--folds: expected at most 20 folds"):
+        folds.cross_validate(TrainSettings(), EPISODES, EvaluationSettings(), 21)
+
+
+@pytest.mark.slow
+def test_cross_validation_tests_every_stay_once():
+    training = TrainSettings(hidden=8, layers=1, epochs=1, batch_size=16, members=2)
+    settings = EvaluationSettings(decisions=20, samples=4, rollouts=8, rollout_samples=4, draws=100)
+    scored, tested = folds.cross_validate(training, EPISODES, settings, 2)
+    assert sorted(tested.stay_id) == sorted(EPISODES.stay_id)
+    np.testing.assert_array_equal(scored.subject_id, tested.subject_id)
+    assert set(scored.scores) == {"model", "published", "persistence", "var"}
+    steps = np.asarray(tested.length) - 1
+    for scores in (scored.scores["model"], scored.scores["var"]):
+        np.testing.assert_array_equal(scores.means["mae_1step_all"][:, 1], 39 * steps)
+    np.testing.assert_array_equal(scored.scores["model"].labelled["mortality"].stay, np.arange(20))
+
+
+def test_fresh_patients_are_others_and_the_first_ones_do_not_depend_on_their_number():
+    config = Config(cohort=CohortSettings(patients=5, seed=3))
+    few, _, truth = pipeline.fresh_patients(config, 3)
+    more, manifest, _ = pipeline.fresh_patients(config, 6)
+    np.testing.assert_array_equal(few.obs, more.obs[:3])
+    assert few.subset("test").num_stays == 3 and truth.stay_id.size == 3
+    assert manifest.action_bins == AI_CLINICIAN_BINS
+    trained = pipeline.training_patients(config)
+    assert not np.isin(trained.static[:, 0], more.static[:, 0]).any()
+
+
+def evaluate(*words):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        importlib.import_module("evaluate").main([*words])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--by", "sex,colour"), "--by: expected some of sex, age_band"),
+        (("--steps", "0"), "--steps: expected a positive number"),
+        (("--folds", "1"), "--folds: expected 0, or 2 and more"),
+        (("--folds", "5", "--checkpoint", "x"), "--folds: expected no --checkpoint"),
+        (("--evaluation.samples", "1"), "samples: expected a number from 2"),
+        (("--evaluation.rollouts", "0"), "rollouts: expected a number from 1"),
+        (("--what", "world-model", "--episodes", "nowhere"), "nowhere/manifest.json: expected an Episodes store"),
+        (("--case", "0", "--evaluation.fresh_patients", "10"), "--case: expected a stay from 1 to 10"),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        evaluate(*words)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_packaged_models_are_scored_on_fresh_patients(tmp_path, monkeypatch):
+    """The way of configs/embedded.yaml, with untrained models in the place of the packaged ones."""
+    for architecture, members in (("carry", 2), ("published", 1)):
+        model = WorldModel(architecture, hidden=8, layers=1, members=members)
+        params = params_of(model)
+        manifest = Manifest("simulator", "seed 0", {}, AI_CLINICIAN_BINS, params.scaler, ())
+        model.save(tmp_path / architecture, params, manifest)
+        monkeypatch.setattr(checkpoints, architecture.upper(), tmp_path / architecture)
+    monkeypatch.chdir(tmp_path)
+    small = {"fresh_patients": 30, "decisions": 20, "samples": 4, "rollouts": 10, "rollout_samples": 4, "draws": 100}
+    small |= {"effects": 4, "effect_samples": 4}
+    words = [word for name, value in small.items() for word in (f"--evaluation.{name}", str(value))]
+    words = ["--config", str(ROOT / "configs/embedded.yaml"), "--cohort.patients", "60", *words]
+    evaluate(*words, "--what", "world-model", "--by", "sex", "--json", "out.json")
+    numbers = json.loads(Path("out.json").read_text())
+    assert {"mae_1step", "mae_1step_oracle", "published_nll", "var_nll", "diff_nll", "stays_sex_male"} <= numbers.keys()
+    evaluate(*words, "--case", "7", "--steps", "2", "--json", "case.json")
+    case = json.loads(Path("case.json").read_text())
+    assert case["meanbp_8h_predicted_low"] < case["meanbp_8h_predicted"] and "mortality" in case
+    assert dataclasses.asdict(EvaluationSettings()).keys() >= small.keys()
