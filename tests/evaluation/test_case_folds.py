@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -20,10 +19,12 @@ from sepsis_jax.config import CohortSettings, Config
 from sepsis_jax.data.store import Manifest
 from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.model import WorldModel
-from sepsis_jax.dynamics.worldmodel.training import TrainSettings
+from sepsis_jax.dynamics.worldmodel.training import Trained, TrainSettings
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import case_view, folds
+from sepsis_jax.evaluation.scores import Labelled, Scores
 from sepsis_jax.evaluation.settings import EvaluationSettings
+from sepsis_jax.evaluation.world_model import Scored
 
 ROOT = Path(__file__).parents[2]
 EPISODES = make_episodes(20, 5, seed=7)
@@ -74,18 +75,33 @@ def test_folds_keep_patients_together_and_outcomes_even():
         folds.cross_validate(TrainSettings(), EPISODES, EvaluationSettings(), 21)
 
 
-@pytest.mark.slow
-def test_cross_validation_tests_every_stay_once():
-    training = TrainSettings(hidden=8, layers=1, epochs=1, batch_size=16, members=2)
-    settings = EvaluationSettings(decisions=20, samples=4, rollouts=8, rollout_samples=4, draws=100)
-    scored, tested = folds.cross_validate(training, EPISODES, settings, 2)
+def test_cross_validation_tests_every_stay_once(monkeypatch):
+    """The pooling alone: untrained models, and the stays' own numbers for scores."""
+    seen = []
+
+    def train(settings, episodes, scaler):
+        seen.append((settings.architecture, episodes))
+        return Trained(MODEL, None, [])
+
+    def score(model, params, test, settings, *, compared, train):
+        learned = {int(stay) for stay in seen[-1][1].stay_id}
+        assert not learned & {int(stay) for stay in test.stay_id} and train.num_stays > 0
+        assert settings.decisions == 10 and len(learned) + test.num_stays == 20
+        label = Labelled(np.arange(test.num_stays), test.mortality_90d == 1, test.stay_id / 2000)
+        own = Scores({"nll": np.stack([test.stay_id, np.ones(test.num_stays)], axis=1)}, {}, {"mortality": label})
+        return Scored(test.subject_id, {"model": own, "var": own}, {})
+
+    monkeypatch.setattr(folds, "train", train)
+    monkeypatch.setattr(folds, "score", score)
+    settings = EvaluationSettings(decisions=20, draws=100)
+    scored, tested = folds.cross_validate(TrainSettings(), EPISODES, settings, 2)
+    assert [architecture for architecture, _ in seen] == ["carry", "published"] * 2
     assert sorted(tested.stay_id) == sorted(EPISODES.stay_id)
-    np.testing.assert_array_equal(scored.subject_id, tested.subject_id)
-    assert set(scored.scores) == {"model", "published", "persistence", "var"}
-    steps = np.asarray(tested.length) - 1
-    for scores in (scored.scores["model"], scored.scores["var"]):
-        np.testing.assert_array_equal(scores.means["mae_1step_all"][:, 1], 39 * steps)
-    np.testing.assert_array_equal(scored.scores["model"].labelled["mortality"].stay, np.arange(20))
+    np.testing.assert_array_equal(scored.scores["var"].means["nll"][:, 0], tested.stay_id)
+    labelled = scored.scores["model"].labelled["mortality"]
+    np.testing.assert_array_equal(labelled.stay, np.arange(20))
+    np.testing.assert_array_equal(labelled.label, tested.mortality_90d == 1)
+    np.testing.assert_array_equal(labelled.chance, tested.stay_id / 2000)
 
 
 def test_fresh_patients_are_others_and_the_first_ones_do_not_depend_on_their_number():
@@ -141,8 +157,15 @@ def test_packaged_models_are_scored_on_fresh_patients(tmp_path, monkeypatch):
     words = ["--config", str(ROOT / "configs/embedded.yaml"), "--cohort.patients", "60", *words]
     evaluate(*words, "--what", "world-model", "--by", "sex", "--json", "out.json")
     numbers = json.loads(Path("out.json").read_text())
-    assert {"mae_1step", "mae_1step_oracle", "published_nll", "var_nll", "diff_nll", "stays_sex_male"} <= numbers.keys()
+    shared = {"mae_1step", "mae_1step_all", "nll", "crps", "mae_24h", "mae_48h", "coverage80_min", "coverage80_max"}
+    shared |= {"ventilation_auroc", "mortality_auroc", "mortality_ece", "effect_corr_map_4h", "effect_slope_map_4h"}
+    shared |= {"effect_corr_within_map_4h", "effect_corr_constants"}
+    assert shared <= numbers.keys() and {f"published_{name}" for name in shared} <= numbers.keys()
+    assert {"mae_1step_oracle", "crps_oracle", "mae_24h_oracle", "mortality_auroc_oracle"} <= numbers.keys()
+    assert {"gap_closed_1step", "diff_crps_low", "diff_mae_48h_high", "var_nll", "stays_sex_male"} <= numbers.keys()
+    assert "effect_corr_lactate_24h_likely" in numbers and "mortality_ece_sex_female" in numbers
+    assert numbers["mae_1step_oracle"] < numbers["persistence_mae_1step"]
+    assert numbers["implausible_share"] == numbers["implausible_share_oracle"] == 0
     evaluate(*words, "--case", "7", "--steps", "2", "--json", "case.json")
     case = json.loads(Path("case.json").read_text())
     assert case["meanbp_8h_predicted_low"] < case["meanbp_8h_predicted"] and "mortality" in case
-    assert dataclasses.asdict(EvaluationSettings()).keys() >= small.keys()

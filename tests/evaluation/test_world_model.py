@@ -231,35 +231,3 @@ def test_joined_parts_keep_their_stays_apart(exact):
     np.testing.assert_array_equal(twice.means["nll"], np.concatenate([exact.means["nll"]] * 2))
     stay = exact.labelled["ventilation"].stay
     np.testing.assert_array_equal(twice.labelled["ventilation"].stay, np.concatenate([stay, stay + 40]))
-
-
-@pytest.mark.slow
-def test_the_whole_table_of_a_simulated_cohort():
-    from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
-    from sepsis_jax.dynamics.patient.cohort import simulate_cohort
-
-    episodes, truth = simulate_cohort(60, seed=1)
-    scaler = fit_scaler(episodes)
-    support = Support.fit(episodes, scaler)
-    model, other = WorldModel("carry", 8, 1, members=2), WorldModel("published", 8, 1)
-    params, published = (m.init(scaler, support, jax.random.key(0)) for m in (model, other))
-    settings = dataclasses.replace(SETTINGS, effects=8, effect_samples=4)
-    evaluation = world_model.evaluate(
-        model,
-        params,
-        episodes.subset("test"),
-        settings,
-        compared=(other, published),
-        train=episodes.subset("train"),
-        truth=truth,
-        bins=AI_CLINICIAN_BINS,
-    )
-    names = evaluation.metrics.keys()
-    shared = {"mae_1step", "mae_1step_all", "nll", "crps", "mae_24h", "mae_48h", "coverage80_min", "coverage80_max"}
-    shared |= {"ventilation_auroc", "mortality_auroc", "mortality_ece", "effect_corr_map_4h", "effect_slope_map_4h"}
-    shared |= {"effect_corr_within_map_4h", "effect_corr_constants"}
-    assert shared <= names and {f"published_{name}" for name in shared} <= names
-    assert {"mae_1step_oracle", "crps_oracle", "mae_24h_oracle", "mortality_auroc_oracle", "var_nll"} <= names
-    assert {"gap_closed_1step", "diff_crps_low", "diff_mae_48h_high", "effect_corr_lactate_24h_likely"} <= names
-    assert evaluation.metrics["mae_1step_oracle"] < evaluation.metrics["persistence_mae_1step"]
-    assert evaluation.metrics["implausible_share"] == evaluation.metrics["implausible_share_oracle"] == 0
