@@ -47,7 +47,8 @@ checkpoints: $(VENV)/.installed
 	$(BIN)/python prepare_data.py --config configs/embedded.yaml
 	$(BIN)/python train_wm.py --config configs/embedded.yaml --out sepsis_jax/checkpoints/carry
 	$(BIN)/python train_wm.py --config configs/embedded.yaml $(PUBLISHED) --out sepsis_jax/checkpoints/published
-	$(BIN)/python evaluate.py --config configs/embedded.yaml --what world-model --json sepsis_jax/checkpoints/figures.json
+	$(BIN)/python evaluate.py --config configs/embedded.yaml --what world-model \
+		--by sex,age_band,charlson_band,ventilated,any_vasopressor --json sepsis_jax/checkpoints/figures.json
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
