@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 from pathlib import Path
 
 import jax
@@ -13,8 +14,8 @@ import pytest
 from factories import fit_scaler, make_episodes
 
 from sepsis_jax import checkpoints, pipeline
-from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
-from sepsis_jax.clinical.features import INDEX
+from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, one_hot
+from sepsis_jax.clinical.features import INDEX, NAMES, PUBLISHED_MEAN, PUBLISHED_SD, STATICS, URINE
 from sepsis_jax.config import CohortSettings, Config
 from sepsis_jax.data.store import Manifest
 from sepsis_jax.dynamics.worldmodel.bounds import Support
@@ -139,6 +140,29 @@ def test_bad_flags_are_refused_in_one_line(words, said, tmp_path, monkeypatch):
     with pytest.raises(InputError) as error:
         evaluate(*words)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_one_stay_of_the_released_layout(tmp_path, monkeypatch, capsys):
+    params = params_of(MODEL)
+    manifest = Manifest("released", "1", {}, AI_CLINICIAN_BINS, params.scaler, ())
+    MODEL.save(tmp_path / "model", params, manifest)
+    rng, stays = np.random.default_rng(0), []
+    for number in range(2):
+        levels = rng.integers(0, 5, (4, 2))
+        stay = {"stay_id": 7 + number, "obs": rng.uniform(-1, 1, (4, 39)), "mask": rng.integers(0, 2, (4, 38))}
+        stay |= {"static": np.zeros(3), "actions": np.asarray(one_hot(levels)), "sofa": np.zeros(4)}
+        stays.append(stay | {"vaso_actions": levels[:, 0], "fluid_actions": levels[:, 1], "mortality_90d": number})
+    scale = {"dyn_cols": list(NAMES), "urine_log_transform": True, "urine_idx": URINE}
+    scale |= {"dyn_mean": PUBLISHED_MEAN.tolist(), "dyn_std": PUBLISHED_SD.tolist()}
+    static = {"dynamic_cols": list(NAMES), "static_cols": list(STATICS)}
+    static |= {"static_scaler_mean": [60.0, 5.0], "static_scaler_std": [16.0, 3.0]}
+    contents = (pickle.dumps(stays), json.dumps(scale).encode(), json.dumps(static).encode())
+    for name, content in zip(pipeline.RELEASED_FILES, contents, strict=True):
+        (tmp_path / name).write_bytes(content)
+    evaluate("--case", "8", "--episodes", str(tmp_path), "--checkpoint", str(tmp_path / "model"))
+    shown = capsys.readouterr().out
+    assert "8, woman of 60, Charlson index 5, 16 h recorded" in shown and "Death within 90 days: died |" in shown
 
 
 @pytest.mark.slow
