@@ -7,6 +7,7 @@ been trained alone. The stays live on the device; an epoch gathers its batches t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -187,7 +188,7 @@ def update(
         network = optax.apply_updates(fit.network, updates)
         return Fit(network, averaged(settings.average, network, fit.average, count), state), averages
 
-    return jax.vmap(member)(fit, batch, rows, keys)
+    return _each_member(member, fit, batch, rows, keys)
 
 
 def averaged(decay: float, network: Any, average: Any, count: jax.Array) -> Any:
@@ -207,9 +208,18 @@ def validate(
     def batch_terms(rows: jax.Array) -> Terms:
         batch = sharding.divide(jax.tree.map(lambda leaf: leaf[rows], validation.episodes), mesh, axis=0)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-        return jax.vmap(lambda network: _terms(settings, params, network, batch, keys, train=False))(network)
+        return _each_member(lambda network: _terms(settings, params, network, batch, keys, train=False), network)
 
     return jax.vmap(means, in_axes=1)(jax.lax.map(batch_terms, rows))
+
+
+def _each_member(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`vmap` over the leading M; on a CPU one after the other, a fifth faster, since one member fits its cache."""
+    return jax.lax.platform_dependent(
+        *arguments,
+        cpu=lambda *members: jax.lax.map(lambda member: function(*member), members),
+        default=jax.vmap(function),
+    )
 
 
 def _terms(
