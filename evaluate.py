@@ -133,10 +133,11 @@ def _print_world_model(settings: Config, flags: Flags, scored: Scored, tested: E
     if scored.effects:
         effects = world_model.wide_effects(figures.rows)
         cli.console.print(cli.table(effects, title="Effects of actions, predicted against true; likely: over 1 %"))
-    mortality = scored.scores[MODEL].labelled["mortality"]
-    if mortality.label.size:
-        curve = calibration(mortality.label, mortality.chance)
-        cli.console.print(cli.table(curve, title="90-day mortality at the last decision, by tenths of the prediction"))
+    for name, given in (("mortality", ""), ("mortality_at_exit", ", given that the stay ends")):
+        labelled = scored.scores[MODEL].labelled[name]
+        if labelled.label.size:
+            curve = calibration(labelled.label, labelled.chance)
+            cli.console.print(cli.table(curve, title=f"90-day mortality at the last decision{given}, by tenths"))
     numbers = dict(figures.metrics)
     if flags.by is not None:
         found = groups.group_rows(scored.scores[MODEL], tested, groups.parse(flags.by), evaluation)

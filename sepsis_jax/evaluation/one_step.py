@@ -54,7 +54,7 @@ def analytic(
     record's entry on every entry. nll: joint density of the measured continuous values per value; nll_interior: of
     those strictly inside `support` alone; gcs_log_prob: of measured Glasgow Coma Scale components, each by itself.
     Everything in z-scores of `scaler`. A `WorldModel` is also asked for ventilation in the next step and for death,
-    within 90 days and in hospital, at the last decision.
+    within 90 days and in hospital, at the last decision; mortality_at_exit is given that the stay ends (`at_exit`).
 
     Args:
       model, params: `WorldModel`, or what has `members`, `member`, `encode_all` and `decode` as it does.
@@ -76,6 +76,8 @@ def analytic(
             known = np.flatnonzero(label >= 0)
             short = ("mortality", "hospital_mortality")[i]
             labelled[short] = Labelled(known, label[known] == 1, out["death"][known, i].astype(np.float64))
+            if i == 0:
+                labelled["mortality_at_exit"] = at_exit(labelled[short], out["exit"], episodes)
     return Scores(means=means, labelled=labelled)
 
 
@@ -117,7 +119,7 @@ class _Analytic:
             }
         }
         if isinstance(self.model, WorldModel):
-            out |= {name: every[name].mean(axis=0) for name in ("ventilation", "death")}
+            out |= {name: every[name].mean(axis=0) for name in ("ventilation", "death", "exit")}
         return out
 
 
@@ -156,8 +158,27 @@ def _of_member(
     if isinstance(model, WorldModel):
         hazard = 0.0 if decoded.exit_logit is None else jax.nn.sigmoid(decoded.exit_logit[last, 0])
         later = jax.nn.sigmoid(model.outcome_logits(own, jax.tree.map(lambda leaf: leaf[last], states)))
-        out |= {"ventilation": jax.nn.sigmoid(decoded.vent_logit), "death": hazard + (1 - hazard) * later}
+        leaves = 1.0 if decoded.exit_logit is None else (1 - hazard) * jax.nn.sigmoid(decoded.exit_logit[last, 1])
+        exit = jnp.stack([hazard + leaves * later[0], hazard + leaves])
+        death = hazard + (1 - hazard) * later
+        out |= {"ventilation": jax.nn.sigmoid(decoded.vent_logit), "death": death, "exit": exit}
     return out
+
+
+def at_exit(unconditional: Labelled, ending: np.ndarray, episodes: Episodes) -> Labelled:
+    """Death within 90 days at the last decision, given that the stay ends with the step that follows.
+
+    A last decision is last because of what happens next, and far more often followed by a death than any other: no
+    forecast made without that knowledge is calibrated there. Stays that the record cuts off keep it unconditional.
+
+    Args:
+      unconditional: what is predicted without it.
+      ending: f32[B,2] probability of leaving with this step and dying within 90 days, and of leaving with this step.
+    """
+    stay = unconditional.stay
+    ends = np.asarray(episodes.length)[stay] < episodes.num_steps
+    given = np.asarray(ending, np.float64)[stay]
+    return unconditional._replace(chance=np.where(ends, given[:, 0] / given[:, 1], unconditional.chance))
 
 
 def _mix(log_density: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from sepsis_jax.dynamics.patient.dynamics import Params, PatientDynamics
 from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.protocol import step_keys, trajectory_key
 from sepsis_jax.evaluation.courses import history_of, over_stays
+from sepsis_jax.evaluation.one_step import at_exit
 from sepsis_jax.evaluation.scores import Labelled, Scores
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
@@ -43,15 +44,16 @@ def mortality(
     distribution at birth, N(0, 1).
     """
     arguments = (params, jax.random.key(seed))
-    chance = over_stays(_Mortality(dynamics, samples), arguments, episodes, batch_size=32, title="observable oracle")
+    found = over_stays(_Mortality(dynamics, samples), arguments, episodes, batch_size=32, title="observable oracle")
     label = np.asarray(episodes.mortality_90d)
     known = np.flatnonzero(label >= 0)
-    return Scores(labelled={"mortality": Labelled(known, label[known] == 1, np.asarray(chance, np.float64)[known])})
+    labelled = Labelled(known, label[known] == 1, np.asarray(found[known, 0], np.float64))
+    return Scores(labelled={"mortality": labelled, "mortality_at_exit": at_exit(labelled, found[:, 1:], episodes)})
 
 
 @dataclasses.dataclass(frozen=True)
 class _Mortality:
-    """Kernel of `mortality` for one stay."""
+    """Kernel of `mortality` for one stay: f32[3] death within 90 days, leaving now and dying, leaving now."""
 
     dynamics: PatientDynamics
     samples: int
@@ -64,12 +66,13 @@ class _Mortality:
         def death(frailty: jax.Array, key: jax.Array) -> jax.Array:
             typical = dataclasses.replace(state, patient=dataclasses.replace(state.patient, frailty=frailty))
             after, step = self.dynamics.step(params, typical, action, key)
-            hazard = step.exit_hazard[0]
-            return hazard + (1 - hazard) * self.dynamics.outcome(params, after)
+            hazard, leaves = step.exit_hazard[0], (1 - step.exit_hazard[0]) * step.exit_hazard[1]
+            later = self.dynamics.outcome(params, after)
+            return jnp.stack([hazard + (1 - hazard) * later, hazard + leaves * later, hazard + leaves])
 
         def sample(number: Any) -> jax.Array:
             key = step_keys(trajectory_key(seed, episode.stay_id, last, number), 0).noise
             each = jax.vmap(death, (0, None))(jnp.asarray(_NODES, jnp.float32), key)
-            return (each * jnp.asarray(_WEIGHTS / _WEIGHTS.sum(), jnp.float32)).sum()
+            return jnp.asarray(_WEIGHTS / _WEIGHTS.sum(), jnp.float32) @ each
 
-        return jax.vmap(sample)(jnp.arange(self.samples)).mean()
+        return jax.vmap(sample)(jnp.arange(self.samples)).mean(axis=0)
