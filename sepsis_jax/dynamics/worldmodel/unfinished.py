@@ -136,7 +136,7 @@ def _check_same(folder: Path, identity: dict[str, Any]) -> None:
     except (ValueError, TypeError, OSError) as error:
         raise InputError(file, expected="a JSON object", found=checkpoint.brief(error)) from error
     identity = json.loads(json.dumps(identity))
-    for name in identity.keys() | before.keys():
+    for name in identity | before:  # in the order of the settings
         if before.get(name) != identity.get(name):
             hint = f"remove {folder} to train anew"
             expected = f"the unfinished training's {before.get(name)}"
