@@ -64,6 +64,7 @@ def components(
     return jnp.stack(jnp.broadcast_arrays(*parts), axis=-1)
 
 
+@jax.jit
 def proper(
     obs: ArrayLike, ventilated: ArrayLike, norepinephrine_equivalent: ArrayLike, urine_24h: ArrayLike
 ) -> jax.Array:

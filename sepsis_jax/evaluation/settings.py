@@ -18,7 +18,8 @@ class EvaluationSettings:
       fresh_patients: test patients drawn anew from the simulator for the packaged world models; 0 takes the split.
       decisions: random decisions of the sample-based scores one step ahead. samples: draws at each.
       rollouts: random decisions of the 48-h roll-outs. rollout_samples: courses from each.
-      effects: random decisions of the counterfactual accuracy; a compared model is asked at a quarter of them.
+      effects: random decisions of the counterfactual accuracy; a compared model is asked at a quarter of them; 0
+        leaves it out.
       effect_samples: courses behind each expected outcome.
       safety_stays: how many of them the safety table uses, in order; 0 takes every one. The planner simulates at
         each of their decisions, which is what takes the time.
@@ -43,8 +44,8 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         check_range(self, "evaluation", safety_stays=(0, math.inf), planner_samples=(2, 1_000_000), seed=SEEDS)
         check_range(self, "evaluation", draws=(100, 1_000_000), fresh_patients=(0, 10_000_000))
-        numbers = dict.fromkeys(("decisions", "rollouts", "effects"), (1, 100_000_000))
-        check_range(self, "evaluation", **numbers)
+        numbers = dict.fromkeys(("decisions", "rollouts"), (1, 100_000_000))
+        check_range(self, "evaluation", effects=(0, 100_000_000), **numbers)
         check_range(
             self, "evaluation", **dict.fromkeys(("samples", "rollout_samples", "effect_samples"), (2, 1_000_000))
         )

@@ -59,7 +59,8 @@ class Scored:
 
     Attributes:
       subject_id: int[B]. scores: model -> Scores of the stays.
-      effects: (model, suffix of the names) -> outcome -> Comparison; empty where the truth is not known.
+      effects: (model, suffix of the names) -> outcome -> Comparison; empty where the truth is not known
+        or not asked for.
     """
 
     subject_id: np.ndarray
@@ -105,7 +106,9 @@ def score(
         best |= Scores(means={"mae_1step": best.means["mae_1step_sampled"]} if ahead.rows.size else {})
         scores[ORACLE] = best | oracle.mortality(dynamics, true_params, episodes, seed=settings.seed)
         models = {MODEL: (model, params)} | ({} if compared is None else {PUBLISHED: compared})
-        found = _effects(models, (dynamics, true_params), episodes, oracle.propensity(truth, episodes), settings)
+        if settings.effects:
+            propensity = oracle.propensity(truth, episodes)
+            found = _effects(models, (dynamics, true_params), episodes, propensity, settings)
     return Scored(np.asarray(episodes.subject_id), scores, found)
 
 

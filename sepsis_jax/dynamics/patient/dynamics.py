@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -93,6 +94,7 @@ class PatientDynamics:
         since = jnp.where(known, truth.since[row, step], jnp.nan)
         return PatientState(patient, latent, history.obs[step], since, STEP_H * step.astype(jnp.float32))
 
+    @partial(jax.jit, static_argnums=0)  # traced once for all that use it
     def step(self, params: Params, state: PatientState, action: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
         """Advance 4 h under `action` int[2] (vasopressor, fluid). Consumes `key`, never the action's business."""
         sizes = (physiology.NUM_NOISE, NUM_FEATURES, observation.NUM_RECORD_NOISE)

@@ -5,6 +5,8 @@ Each term is a sum and a count over one stay, so that any batch of stays, padded
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -34,6 +36,7 @@ def history_of(episode: Episodes) -> History:
     )
 
 
+@partial(jax.jit, static_argnames=("model", "train"))
 def loss_terms(model: WorldModel, params: Params, episode: Episodes, key: jax.Array, *, train: bool) -> Terms:
     """Terms of one stay (fields without the leading B) for one member; a stay of length 0 counts nothing.
 

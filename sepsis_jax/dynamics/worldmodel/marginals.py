@@ -62,6 +62,7 @@ class Segment(NamedTuple):
     log_slope: Any
 
 
+@jax.jit
 def value(marginals: Marginals, score: jax.Array) -> jax.Array:
     """f32[...,N] z-scores at the normal scores f32[...,N]."""
     z = marginals.center
@@ -71,11 +72,13 @@ def value(marginals: Marginals, score: jax.Array) -> jax.Array:
     return z
 
 
+@jax.jit
 def score(marginals: Marginals, z: jax.Array) -> jax.Array:
     """f32[...,N] normal scores at the z-scores f32[...,N], within ±8; inverse of `value`."""
     return _locate(marginals.center, _segments(marginals), z)[0]
 
 
+@jax.jit
 def log_prob(marginals: Marginals, observed: Interval) -> jax.Array:
     """f32[...,N]: log density (per z-score) of points, log probability (at least -18) of intervals."""
     center, segments = marginals.center, _segments(marginals)

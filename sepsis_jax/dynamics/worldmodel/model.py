@@ -141,6 +141,7 @@ class WorldModel:
         """State at the decision about step `history.length - 1`; later rows are not read."""
         return jax.tree.map(lambda leaf: leaf[history.length - 1], self.encode_all(params, history))
 
+    @partial(jax.jit, static_argnums=0)
     def encode_all(self, params: Params, history: History, key: jax.Array | None = None) -> PatientState:
         """States at the decisions about every step, with leading T. Consumes `key` (dropout)."""
         static, before = params.scaler.normalize_static(history.static), _before(history)
@@ -164,6 +165,7 @@ class WorldModel:
         memory = network.observe(state.memory, state.static, z, mask, actions.one_hot(action), key)
         return PatientState(memory, state.static, obs, mask, action.astype(jnp.int8))
 
+    @partial(jax.jit, static_argnums=0)
     def decode(
         self, params: Params, state: PatientState, action: jax.Array, key: jax.Array | None = None
     ) -> Prediction:
@@ -171,6 +173,7 @@ class WorldModel:
         z = params.support.normalize(state.obs)
         return merge(self, params).predict(state.memory, state.static, z, actions.one_hot(action), key)
 
+    @partial(jax.jit, static_argnums=0)
     def step(self, params: Params, state: PatientState, action: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
         """Draw the next 4 h under `action` int[2]. Consumes `key`; without an exit model the hazards are 0."""
         prediction = self.decode(params, state, action)
