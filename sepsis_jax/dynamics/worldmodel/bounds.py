@@ -18,6 +18,7 @@ from sepsis_jax.dynamics.worldmodel.marginals import Interval
 PRESSURE_GAP = 1.0
 """mmHg that keep diastolic, mean and systolic apart."""
 
+_ROUNDING = 1e-3  # mmHg; a carried value that is far enough must come out bit for bit
 _PILE = 5e-4  # share of the measured values at one extreme from which it is an end of the scale, not a rare value
 _LEAST_PILE = 5  # values, in a small cohort
 _LEAST_SD = 1e-3
@@ -156,6 +157,7 @@ def confine(support: Support, obs: jax.Array, measured: jax.Array) -> jax.Array:
     floor = jnp.where(measured[_DIA], low[_DIA], obs[_DIA]) + PRESSURE_GAP
     ceiling = jnp.where(measured[_SYS], high[_SYS], obs[_SYS]) - PRESSURE_GAP
     mean = jnp.where(measured[_MEAN], jnp.clip(obs[_MEAN], floor, ceiling), obs[_MEAN])
-    obs = obs.at[_DIA].min(mean - PRESSURE_GAP)
-    obs = obs.at[_SYS].max(mean + PRESSURE_GAP)
+    near = PRESSURE_GAP - _ROUNDING
+    obs = obs.at[_DIA].set(jnp.where(mean - obs[_DIA] < near, mean - PRESSURE_GAP, obs[_DIA]))
+    obs = obs.at[_SYS].set(jnp.where(obs[_SYS] - mean < near, mean + PRESSURE_GAP, obs[_SYS]))
     return obs.at[_MEAN].set(mean)
