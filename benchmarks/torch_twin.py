@@ -7,6 +7,7 @@ the same loss.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -22,24 +23,23 @@ from sepsis_jax.clinical.features import NUM_FEATURES, NUM_MASKED
 from sepsis_jax.data.episodes import EXIT_DEATH, EXIT_DISCHARGE, EXIT_TRUNCATED, Episodes
 from sepsis_jax.dynamics.worldmodel import carry, marginals
 from sepsis_jax.dynamics.worldmodel.bounds import interval
-from sepsis_jax.dynamics.worldmodel.model import Params
+from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
 from sepsis_jax.dynamics.worldmodel.settings import TrainSettings
 
 Batch = dict[str, torch.Tensor]
 
 
-def prepare(params: Params, episodes: Episodes) -> Batch:
+def prepare(model: WorldModel, params: Params, episodes: Episodes) -> Batch:
     """Everything a batch needs, by name with leading B, from Episodes."""
 
     def stay(episode: Episodes) -> dict[str, Any]:
         static = params.scaler.normalize_static(episode.static)
         z = params.support.normalize(jnp.asarray(episode.obs))
         before = one_hot(jnp.concatenate([episode.prior_action[None], episode.action[:-1]]))
-        since = jax.lax.scan(lambda old, row: (carry._since(old, row),) * 2, jnp.full(NUM_MASKED, 24.0), episode.mask)[
-            1
-        ]
+        mask = model._read_mask(params, episode.obs, episode.mask)
+        since, level, _ = carry.track(z, mask)
         steps = jnp.arange(len(z), dtype=jnp.float32)
-        inputs = jax.vmap(carry._inputs, (None, 0, 0, 0, 0, 0))(static, z, episode.mask, before, since, steps)
+        inputs = jax.vmap(carry._inputs, (None, 0, 0, 0, 0, 0, 0))(static, z, level, mask, before, since, steps)
         after = jnp.minimum(jnp.arange(len(z)) + 1, len(z) - 1)
         obs = episode.obs[after]
         observed = interval(params.support, obs)
@@ -52,8 +52,9 @@ def prepare(params: Params, episodes: Episodes) -> Batch:
         urine = jnp.ones((len(z), 1), bool)
         return {
             "inputs": inputs,
-            "decision": jnp.concatenate([carry._squash(z), one_hot(episode.action)], axis=-1),
+            "decision": jnp.concatenate([carry._squash(z), carry._squash(level - z), one_hot(episode.action)], axis=-1),
             "z": z,
+            "above": level - z,
             "static": jnp.broadcast_to(static, (len(z), 3)),
             "low": observed.low,
             "high": observed.high,
@@ -82,10 +83,11 @@ class Twin(nn.Module):
         hidden = settings.hidden
         between = settings.dropout if settings.layers > 1 else 0.0
         self.gru = nn.GRU(carry._INPUTS, hidden, settings.layers, batch_first=True, dropout=between)
-        self.trunk = nn.Linear(hidden + NUM_FEATURES + 10, hidden)
+        self.trunk = nn.Linear(hidden + 2 * NUM_FEATURES + 10, hidden)
         self.second = nn.Linear(hidden, hidden)
         self.heads = nn.Linear(hidden, sum(carry._OUTPUTS))
         self.loading = nn.Parameter(torch.zeros(NUM_FEATURES, carry.RANK))
+        self.pull = nn.Parameter(torch.zeros(NUM_FEATURES))
         self.patterns = nn.Parameter(torch.zeros(carry.PATTERNS, NUM_MASKED))
         self.mortality = nn.Linear(hidden + 3, hidden // 2)
         self.mortality_head = nn.Linear(hidden // 2, 2)
@@ -103,6 +105,7 @@ class Twin(nn.Module):
                 getattr(self, name).weight.copy_(_tensor(network[name]["kernel"]).T)
                 getattr(self, name).bias.copy_(_tensor(network[name]["bias"]))
             self.loading.copy_(_tensor(network["loading"]))
+            self.pull.copy_(_tensor(network["pull"]))
             self.patterns.copy_(_tensor(network["patterns"]))
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -110,10 +113,10 @@ class Twin(nn.Module):
         hidden, _ = self.gru(batch["inputs"])
         features = torch.relu(self.trunk(torch.cat([hidden, batch["decision"]], -1)))
         features = features + torch.relu(self.second(features))
-        change, slopes, pattern, mask, vent, exits = self.heads(features).split(list(carry._OUTPUTS), -1)
-        center = batch["z"] + change
-        slopes = slopes.unflatten(-1, (marginals.SEGMENTS, NUM_FEATURES)).clamp(*carry._LOG_SLOPE).unbind(-2)
-        values = _log_prob(center, slopes, batch) + batch["per_z"]
+        change, slopes, pattern, mask, vent, exits, zero = self.heads(features).split(list(carry._OUTPUTS), -1)
+        center = batch["z"] + self.pull * batch["above"] + change
+        slopes = slopes.unflatten(-1, (marginals.SLOPES, NUM_FEATURES)).clamp(*carry._LOG_SLOPE).unbind(-2)
+        values = _hurdle(_log_prob(center, slopes, batch), zero, batch) + batch["per_z"]
         measured, has_next = batch["measured"], batch["has_next"]
         logits = (self.patterns + mask.unsqueeze(-2)) * torch.where(batch["mask"], 1.0, -1.0).unsqueeze(-2)
         items = torch.logsumexp(torch.log_softmax(pattern, -1) + logsigmoid(logits).sum(-1), -1)
@@ -190,20 +193,32 @@ def _log_prob(center: torch.Tensor, slopes: tuple[torch.Tensor, ...], batch: Bat
     return torch.where(batch["point"], density, torch.log(mass + 1e-8))
 
 
+def _hurdle(found: torch.Tensor, zero: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The last value of `marginals.log_prob`."""
+    over = logsigmoid(-zero) + found[..., -1:]
+    at_zero = torch.logaddexp(logsigmoid(zero), over)
+    last = torch.where(batch["low"][..., -1:].isinf(), at_zero, over)
+    return torch.cat([found[..., :-1], last], -1)
+
+
 def _locate(
     center: torch.Tensor, slopes: tuple[torch.Tensor, ...], z: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`marginals._locate`."""
-    ends, middle = (-math.inf, *marginals._KNOTS, math.inf), len(slopes) // 2
-    at, found = torch.zeros_like(z), slopes[middle]
-    for up in (True, False):
-        edge = center
-        for i in range(middle, len(slopes)) if up else range(middle, -1, -1):
-            beyond = z > edge if up else z < edge
-            width = ends[i + 1] - max(ends[i], 0) if up else ends[i] - min(ends[i + 1], 0)
-            end = edge + width * slopes[i].exp() if math.isfinite(width) else z
-            inside = torch.minimum(z, end) if up else torch.maximum(z, end)
-            at = at + torch.where(beyond, (inside - edge) * torch.exp(-slopes[i]), 0.0)
-            found = torch.where(beyond, slopes[i], found)
-            edge = end
-    return at.clamp(-marginals.LARGEST_SCORE, marginals.LARGEST_SCORE), found
+    steep, middle, rise = [slope.exp() for slope in slopes], len(slopes) // 2, z - center
+    (down, slope_below), (up, slope_above) = _climb(steep[middle::-1], -rise), _climb(steep[middle:], rise)
+    at = torch.where(rise < 0, -down, up).clamp(-marginals.LARGEST_SCORE, marginals.LARGEST_SCORE)
+    return at, torch.where(rise < 0, slope_below, slope_above).log()
+
+
+def _climb(slopes: list[torch.Tensor], rise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`marginals._climb`."""
+    rest, knots = rise.clamp(min=0), (*marginals._KNOTS, math.inf)
+    edge, start, left, bend, inside = (torch.zeros_like(rest) for _ in range(5))
+    for i, (low, high) in enumerate(itertools.pairwise(knots)):
+        right, reached = slopes[min(i + 1, len(slopes) - 1)], rest >= edge
+        start, left = torch.where(reached, low, start), torch.where(reached, slopes[i], left)
+        bend = torch.where(reached, (right - slopes[i]) / (high - low), bend)
+        inside, edge = torch.where(reached, rest - edge, inside), edge + (slopes[i] + right) * ((high - low) / 2)
+    slope = (left**2 + 2 * bend * inside).clamp(min=marginals._LEAST_SLOPE**2).sqrt()
+    return start + 2 * inside / (left + slope), slope

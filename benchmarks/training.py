@@ -133,7 +133,7 @@ def _torch_run(
     twin = torch_twin.Twin(settings)
     twin.copy(jax.tree.map(lambda leaf: leaf[0], params.network))
     train = episodes.subset("train")
-    data = torch_twin.prepare(params, train)
+    data = torch_twin.prepare(settings.model, params, train)
     batches = [
         {name: value[i * settings.batch_size : (i + 1) * settings.batch_size] for name, value in data.items()}
         for i in range(updates)

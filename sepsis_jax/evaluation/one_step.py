@@ -17,6 +17,7 @@ from sepsis_jax.clinical.features import GCS, INDEX, NUM_FEATURES
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.dynamics.protocol import Dynamics
+from sepsis_jax.dynamics.worldmodel import marginals
 from sepsis_jax.dynamics.worldmodel.bounds import Support, confine, interval
 from sepsis_jax.dynamics.worldmodel.model import WorldModel
 from sepsis_jax.dynamics.worldmodel.prediction import joint_log_density, median, value_log_prob, with_urine
@@ -139,7 +140,8 @@ def _of_member(
     decoded = jax.vmap(model.decode, (None, 0, 0))(own, states, episode.action)
 
     def convert(seen: jax.Array) -> jax.Array:
-        return scaler.normalize(own.support.denormalize(seen))
+        low, high = (end.reshape(1, -1) for end in (own.support.low, own.support.high))
+        return scaler.normalize(jnp.clip(own.support.denormalize(seen), low, high))
 
     def density(chosen: jax.Array) -> jax.Array:
         joint = jax.vmap(joint_log_density, (0, None, None, 0, 0, 0))
@@ -149,7 +151,7 @@ def _of_member(
     joint, interior = jax.vmap(density)(jnp.stack([measured, inside]))
     each = value_log_prob(decoded, own.support, scaler, next_obs, measured)
     out = {
-        "center": convert(decoded.values.center),
+        "center": convert(marginals.value(decoded.values, jnp.zeros_like(next_obs))),
         "record": convert(median(decoded, own.support.normalize(episode.obs))),
         "joint": joint,
         "interior": interior,

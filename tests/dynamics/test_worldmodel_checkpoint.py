@@ -102,7 +102,7 @@ def truncate_arrays(path):
         (lambda path: shutil.rmtree(path), "expected a world-model checkpoint, found no such file"),
         (lambda path: (path / checkpoint.DESCRIPTION).write_text("{"), "expected JSON with a schema_version"),
         (lambda path: (path / checkpoint.DESCRIPTION).write_text("[]"), "expected JSON with a schema_version"),
-        (edit(lambda d: d.update(schema_version=99)), "schema_version: expected 2, found 99"),
+        (edit(lambda d: d.update(schema_version=99)), "schema_version: expected 3, found 99"),
         (edit(lambda d: d.pop("manifest")), "expected the fields of a checkpoint"),
         (edit(lambda d: d["manifest"].pop("scaler")), "expected the fields of a checkpoint"),
         (edit(lambda d: d["model"].update(architecture="lstm")), "expected carry or published, found lstm"),

@@ -10,14 +10,14 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from sepsis_jax.dynamics.worldmodel import copula, marginals
-from sepsis_jax.dynamics.worldmodel.marginals import SEGMENTS, Interval, Marginals
+from sepsis_jax.dynamics.worldmodel.marginals import SLOPES, Interval, Marginals
 
 _value, _score, _log_prob = (jax.jit(f) for f in (marginals.value, marginals.score, marginals.log_prob))
 
 
-def make_marginals(seed, n=3, segments=SEGMENTS, spread=1.0):
+def make_marginals(seed, n=3, slopes=SLOPES, spread=1.0):
     rng = np.random.default_rng(seed)
-    log_slope = np.float32(rng.normal(size=(segments, n)) * spread)
+    log_slope = np.float32(rng.normal(size=(slopes, n)) * spread)
     return Marginals(jnp.float32(rng.normal(size=n)), jnp.asarray(log_slope))
 
 
@@ -41,8 +41,8 @@ def test_a_larger_score_is_a_larger_value(seed, score, more):
     assert (high > low).all()
 
 
-def test_center_is_the_median_and_one_segment_is_a_gaussian():
-    bent, gaussian = make_marginals(0), make_marginals(1, segments=1)
+def test_center_is_the_median_and_one_slope_is_a_gaussian():
+    bent, gaussian = make_marginals(0), make_marginals(1, slopes=1)
     np.testing.assert_array_equal(_value(bent, jnp.zeros(3)), bent.center)
     np.testing.assert_allclose(_score(bent, bent.center), 0, atol=1e-6)
     z, sigma = np.float32([-1, 0, 2]), np.exp(gaussian.log_slope[0])
@@ -64,6 +64,42 @@ def test_density_and_ends_add_up_to_one(seed):
     total = inside + sum(float(np.exp(_log_prob(values, end))[0]) for end in ends)
     np.testing.assert_allclose(total, 1, atol=2e-3)
     np.testing.assert_allclose(inside, stats.norm.cdf(2.0) - stats.norm.cdf(-1.3), atol=2e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_gradient_of_the_likelihood_is_its_slope(seed):
+    """Values on all sides of every knot; a density with steps would have another derivative than its gradient."""
+    values = make_marginals(seed, n=1, spread=0.7)
+    z = jax.vmap(_value, (None, 0))(values, jnp.linspace(-4, 4, 4001)[:, None])
+    observed = between(z, z)
+
+    def mean(values):
+        return jax.vmap(marginals.log_prob, (None, 0))(values, observed).mean()
+
+    gradient, step = jax.jit(jax.grad(mean))(values), 0.02
+    moved = [mean(values.replace(center=values.center + shift)) for shift in (-step, step)]
+    np.testing.assert_allclose(gradient.center[0], (moved[1] - moved[0]) / (2 * step), rtol=0.05, atol=0.01)
+    for i in range(SLOPES):
+        moved = [mean(values.replace(log_slope=values.log_slope.at[i].add(shift))) for shift in (-step, step)]
+        np.testing.assert_allclose(gradient.log_slope[i, 0], (moved[1] - moved[0]) / (2 * step), rtol=0.05, atol=0.01)
+
+
+def test_a_hurdle_moves_mass_of_the_last_value_to_the_low_end():
+    values = make_marginals(0).replace(zero_logit=jnp.float32(-0.4))
+    share, low = jax.nn.sigmoid(-0.4), values.center - 1
+    score = jax.random.normal(jax.random.key(0), (100_000, 3))
+    drawn = jax.vmap(_value, (None, 0))(values, score)
+    fallen = drawn[:, -1] < -100
+    np.testing.assert_allclose(fallen.mean(), share, atol=5e-3)
+    np.testing.assert_array_equal(fallen, score[:, -1] < stats.norm.ppf(share))
+    plain = make_marginals(0)
+    np.testing.assert_array_equal(drawn[:, :-1], jax.vmap(_value, (None, 0))(plain, score)[:, :-1])
+    back = jax.vmap(_score, (None, 0))(values, drawn)
+    np.testing.assert_allclose(back[~fallen], score[~fallen], atol=2e-3)
+    probability = np.exp(_log_prob(values, between(np.full(3, -np.inf), low)))
+    np.testing.assert_allclose(probability, (drawn <= low[None]).mean(axis=0), atol=5e-3)
+    at, there = between(low, low), jnp.log(1 - share)
+    np.testing.assert_allclose(_log_prob(values, at)[-1], _log_prob(plain, at)[-1] + there, rtol=1e-5)
 
 
 def test_gradients_are_finite_far_out():

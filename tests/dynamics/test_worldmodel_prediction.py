@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from sepsis_jax.clinical.features import GCS, HIGH, INDEX, LOW, NUM_FEATURES, NUM_MASKED, URINE
 from sepsis_jax.dynamics.worldmodel import marginals
 from sepsis_jax.dynamics.worldmodel.bounds import Support, confine, interval
-from sepsis_jax.dynamics.worldmodel.marginals import SEGMENTS, Marginals
+from sepsis_jax.dynamics.worldmodel.marginals import SLOPES, Marginals
 from sepsis_jax.dynamics.worldmodel.prediction import (
     MaskMixture,
     Prediction,
@@ -34,10 +34,10 @@ OBS = jnp.asarray(EPISODES.obs[0, 0])
 _confine = jax.jit(confine)
 
 
-def make_prediction(rng, *, mask_logit=0.0, segments=SEGMENTS):
+def make_prediction(rng, *, mask_logit=0.0, slopes=SLOPES):
     mask = None if mask_logit is None else MaskMixture(jnp.zeros(1), jnp.full((1, NUM_MASKED), mask_logit))
-    slopes = jnp.float32(rng.normal(size=(segments, NUM_FEATURES)) * 0.3 - 1)
-    values = Marginals(jnp.float32(rng.normal(size=NUM_FEATURES)), slopes)
+    log_slope = jnp.float32(rng.normal(size=(slopes, NUM_FEATURES)) * 0.3 - 1)
+    values = Marginals(jnp.float32(rng.normal(size=NUM_FEATURES)), log_slope)
     return Prediction(values, loading=None, mask=mask, vent_logit=jnp.float32(0), exit_logit=None)
 
 
@@ -109,7 +109,7 @@ def test_two_actions_share_the_noise():
 
 def test_a_frozen_mask_draws_every_value():
     mask = jnp.asarray(EPISODES.mask[0, 0])
-    prediction = make_prediction(np.random.default_rng(2), mask_logit=None, segments=1)
+    prediction = make_prediction(np.random.default_rng(2), mask_logit=None, slopes=1)
     drawn = draw(prediction, PLAUSIBLE, OBS, mask, jax.random.key(0))
     np.testing.assert_array_equal(drawn.mask, mask)
     assert (np.asarray(drawn.obs) != np.asarray(OBS))[CONTINUOUS].all()
@@ -117,7 +117,7 @@ def test_a_frozen_mask_draws_every_value():
 
 def test_densities_are_per_z_score_whatever_the_axis():
     """One Gaussian segment on a logarithmic axis is a log-normal density, once changed to z-scores."""
-    prediction = make_prediction(np.random.default_rng(3), segments=1)
+    prediction = make_prediction(np.random.default_rng(3), slopes=1)
     prediction = prediction.replace(values=prediction.values.replace(log_slope=prediction.values.log_slope + 1))
     obs = np.clip(np.asarray(OBS), LOW * 1.01 + 0.1, HIGH * 0.99)
     support = PLAUSIBLE.replace(log=PLAUSIBLE.log | (LOW > 0))

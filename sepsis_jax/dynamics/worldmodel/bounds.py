@@ -69,7 +69,7 @@ class Support:
                     end[i] = extreme
             if x.min() + _OFFSET[i] > 0 and not _IS_GCS[i]:
                 logged = np.log(x + _OFFSET[i])
-                support.log[i] |= _skewness(x) > 1 and abs(_skewness(logged)) < _skewness(x)
+                support.log[i] = _skewness(x) > 1 and abs(_skewness(logged)) < _skewness(x)
             on_axis = np.log(x + _OFFSET[i]) if support.log[i] else x
             support.mean[i], support.sd[i] = on_axis.mean(), max(on_axis.std(), _LEAST_SD)
         return support

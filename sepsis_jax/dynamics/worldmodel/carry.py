@@ -1,8 +1,10 @@
 """The default network: the whole history lives in the hidden state, one GRU step per simulated step.
 
-The GRU reads [obs, mask, steps since measured, action before, static, time]; the heads read [hidden, obs, action
-after], so that all candidate actions of a patient share one encoding. The median of a value is its carried value plus
-a predicted change.
+The GRU reads [obs, level, mask, steps since measured, action before, static, time]; the heads read [hidden, obs,
+level, action after], so that all candidate actions of a patient share one encoding. The level of a feature is a
+running mean of its measured values: what is measured with noise and changes slowly (blood counts) is told from it
+exactly, and needs no hidden units. The median of a value is its carried value, drawn to the level by a share that each
+feature learns, plus a predicted change.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from sepsis_jax.clinical.actions import LEVELS
 from sepsis_jax.clinical.features import NUM_FEATURES, NUM_MASKED, STATICS
 from sepsis_jax.dynamics.worldmodel import copula
 from sepsis_jax.dynamics.worldmodel.gru import StackedGRU
-from sepsis_jax.dynamics.worldmodel.marginals import SEGMENTS, Marginals
+from sepsis_jax.dynamics.worldmodel.marginals import SLOPES, Marginals
 from sepsis_jax.dynamics.worldmodel.prediction import MaskMixture, Prediction
 
 RANK = 8
@@ -27,9 +29,10 @@ PATTERNS = 8
 OUTCOMES = ("mortality_90d", "mortality_hospital")
 
 _ACTION = 2 * LEVELS
-_INPUTS = NUM_FEATURES + 2 * NUM_MASKED + _ACTION + len(STATICS) + 1
-_OUTPUTS = (NUM_FEATURES, NUM_FEATURES * SEGMENTS, PATTERNS, NUM_MASKED, 1, 2)
+_INPUTS = 4 * NUM_FEATURES + _ACTION + len(STATICS) + 1
+_OUTPUTS = (NUM_FEATURES, NUM_FEATURES * SLOPES, PATTERNS, NUM_MASKED, 1, 2, 1)
 _LOG_SLOPE = (-5.0, 4.0)  # a feature that never changes must not drive the likelihood to infinity
+_MEMORY = 6.0  # measurements; a full level moves by a sixth of what a new one differs
 _LARGEST_INPUT = 8.0  # z-scores; liver enzymes reach 80 SD, where the gates are long saturated
 _NEVER = 24.0  # steps since a measurement that has not been made
 
@@ -39,12 +42,15 @@ class Memory:
     """What is kept of the past.
 
     Attributes:
-      hidden: f32[L,H]. since: f32[38] steps since each item was measured. steps: f32[] seen so far.
+      hidden: f32[L,H]. since: f32[F] steps since each feature was measured. steps: f32[] seen so far.
+      level: f32[F] running mean of the measured values. number: f32[F] of values in it, at most `_MEMORY`.
     """
 
     hidden: Any
     since: Any
     steps: Any
+    level: Any
+    number: Any
 
 
 class CarryNetwork(nnx.Module):
@@ -53,11 +59,12 @@ class CarryNetwork(nnx.Module):
     def __init__(self, hidden: int, layers: int, dropout: float, *, rngs: nnx.Rngs) -> None:
         zeros = nnx.initializers.zeros_init()
         self.gru = StackedGRU(_INPUTS, hidden, layers, dropout, rngs=rngs)
-        self.trunk = nnx.Linear(hidden + NUM_FEATURES + _ACTION, hidden, rngs=rngs)
+        self.trunk = nnx.Linear(hidden + 2 * NUM_FEATURES + _ACTION, hidden, rngs=rngs)
         self.second = nnx.Linear(hidden, hidden, rngs=rngs)
         # Zeros make the untrained model persistence with unit variance.
         self.heads = nnx.Linear(hidden, sum(_OUTPUTS), kernel_init=zeros, rngs=rngs)
         self.loading = nnx.Param(0.1 * jax.random.normal(rngs.params(), (NUM_FEATURES, RANK)))
+        self.pull = nnx.Param(jnp.zeros(NUM_FEATURES))
         self.log_spread = nnx.Param(jnp.zeros(NUM_FEATURES))
         self.patterns = nnx.Param(jax.random.normal(rngs.params(), (PATTERNS, NUM_MASKED)))
         self.mortality = nnx.Linear(hidden + len(STATICS), hidden // 2, rngs=rngs)
@@ -66,7 +73,8 @@ class CarryNetwork(nnx.Module):
 
     def initial(self) -> Memory:
         """Memory before the first observation."""
-        return Memory(self.gru.initial(), jnp.full(NUM_MASKED, _NEVER), jnp.float32(0))
+        level = jnp.zeros((2, NUM_FEATURES))
+        return Memory(self.gru.initial(), jnp.full(NUM_FEATURES, _NEVER), jnp.float32(0), level[0], level[1])
 
     def observe(
         self,
@@ -77,36 +85,37 @@ class CarryNetwork(nnx.Module):
         action: jax.Array,
         key: jax.Array | None = None,
     ) -> Memory:
-        """Take in z f32[F] and mask bool[38], which came after `action` (one-hot f32[10]). Consumes `key`."""
+        """Take in z f32[F] and mask bool[F], which came after `action` (one-hot f32[10]). Consumes `key`."""
         since = _since(memory.since, mask)
-        x = _inputs(static, z, mask, action, since, memory.steps)
-        return Memory(self.gru(memory.hidden, x, key), since, memory.steps + 1)
+        level, number = _level(memory.level, memory.number, z, mask)
+        x = _inputs(static, z, level, mask, action, since, memory.steps)
+        return Memory(self.gru(memory.hidden, x, key), since, memory.steps + 1, level, number)
 
     def read(self, static: jax.Array, z: jax.Array, mask: jax.Array, action: jax.Array, key: Any = None) -> Memory:
-        """Memory after every step, leading T: z f32[T,F], mask bool[T,38], action before each f32[T,10].
+        """Memory after every step, leading T: z f32[T,F], mask bool[T,F], action before each f32[T,10].
 
         Consumes `key` (dropout).
         """
         steps = jnp.arange(len(z), dtype=z.dtype)
-        never = jnp.full(NUM_MASKED, _NEVER)
-        since = jax.lax.scan(lambda before, row: (_since(before, row),) * 2, never, mask)[1]
-        xs = jax.vmap(_inputs, (None, 0, 0, 0, 0, 0))(static, z, mask, action, since, steps)
-        return Memory(self.gru.unroll(xs, key), since, steps + 1)
+        since, level, number = track(z, mask)
+        xs = jax.vmap(_inputs, (None, 0, 0, 0, 0, 0, 0))(static, z, level, mask, action, since, steps)
+        return Memory(self.gru.unroll(xs, key), since, steps + 1, level, number)
 
     def predict(
         self, memory: Memory, static: jax.Array, z: jax.Array, action: jax.Array, key: jax.Array | None = None
     ) -> Prediction:
         """The next step under `action` (one-hot f32[10]) from carried z f32[F]; no dropout, so `key` is not used."""
         del static, key
-        features = jax.nn.relu(self.trunk(jnp.concatenate([memory.hidden[-1], _squash(z), action])))
+        above = memory.level - z
+        features = jax.nn.relu(self.trunk(jnp.concatenate([memory.hidden[-1], _squash(z), _squash(above), action])))
         features = features + jax.nn.relu(self.second(features))
         outputs = self.heads(features)
         splits = [sum(_OUTPUTS[: i + 1]) for i in range(len(_OUTPUTS) - 1)]
-        change, log_slope, pattern, mask_logit, vent_logit, exit_logit = jnp.split(outputs, splits)
-        slopes = jnp.clip(log_slope.reshape(SEGMENTS, NUM_FEATURES), *_LOG_SLOPE)
+        change, log_slope, pattern, mask_logit, vent_logit, exit_logit, zero_logit = jnp.split(outputs, splits)
+        slopes = jnp.clip(log_slope.reshape(SLOPES, NUM_FEATURES), *_LOG_SLOPE)
         slopes = slopes + jax.lax.stop_gradient(self.log_spread[...])[None]  # set after training (`calibration`)
         return Prediction(
-            values=Marginals(z + change, slopes),
+            values=Marginals(z + self.pull[...] * above + change, slopes, zero_logit[0]),
             loading=copula.loadings(self.loading[...]),
             mask=MaskMixture(jax.nn.log_softmax(pattern), self.patterns[...] + mask_logit[None]),
             vent_logit=vent_logit[0],
@@ -126,9 +135,26 @@ def _since(before: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, 0.0, jnp.minimum(before + 1, _NEVER))
 
 
-def _inputs(static: Any, z: Any, mask: Any, action: Any, since: Any, steps: Any) -> jax.Array:
+def _level(level: jax.Array, number: jax.Array, z: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    number = jnp.minimum(number + mask, _MEMORY)
+    return level + jnp.where(mask, (z - level) / jnp.maximum(number, 1.0), 0.0), number
+
+
+def track(z: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`Memory.since`, `level` and `number` after every step of z f32[T,F] and mask bool[T,F]."""
+
+    def step(before: tuple[Any, Any, Any], row: tuple[Any, Any]) -> tuple[Any, Any]:
+        after = (_since(before[0], row[1]), *_level(before[1], before[2], *row))
+        return after, after
+
+    none = jnp.zeros(NUM_FEATURES)
+    since, level, number = jax.lax.scan(step, (jnp.full(NUM_FEATURES, _NEVER), none, none), (z, mask))[1]
+    return since, level, number
+
+
+def _inputs(static: Any, z: Any, level: Any, mask: Any, action: Any, since: Any, steps: Any) -> jax.Array:
     time = jnp.log1p(steps)[None]
-    return jnp.concatenate([_squash(z), mask.astype(z.dtype), jnp.log1p(since), action, static, time])
+    return jnp.concatenate([_squash(z), _squash(level), mask.astype(z.dtype), jnp.log1p(since), action, static, time])
 
 
 def _squash(z: jax.Array) -> jax.Array:

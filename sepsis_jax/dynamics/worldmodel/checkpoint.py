@@ -19,7 +19,7 @@ from sepsis_jax.data.store import Manifest
 from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.errors import InputError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KIND = "a world-model checkpoint"
 ARRAYS, DESCRIPTION, METRICS = "arrays", "worldmodel.json", "metrics.csv"
 

@@ -1,26 +1,33 @@
-"""The distribution of one value: a standard normal score bent by a continuous, increasing, piecewise linear map.
+"""The distribution of one value: a standard normal score bent by a smooth, increasing map.
 
-With segments of slopes s between the fixed knots of `knots(S)`, value(g) = center + Σ_s slope_s · (the part of [0, g]
-in segment s). One segment is a Gaussian (the published model); nine follow skewed, heavy-tailed and two-peaked
-shapes. Both directions and the density are closed, `center` is the median, and a larger score is a larger value.
+The slope of the map is s_k at the k-th of `_KNOTS`, linear between them and constant beyond the outer ones, so that
+value(g) = center + the integral of the slope from 0 to g is a quadratic spline (Müller et al. 2019, section 4.1). One
+slope is a Gaussian (the published model); nine follow skewed, heavy-tailed and two-peaked shapes. Both directions
+and the density are closed, `center` is the median, and a larger score is a larger value. The density is continuous:
+one with steps has likelihoods whose gradient says nothing of the values that cross a step.
 
 A value is recorded only inside a support: draws beyond it pile up at its ends, and Glasgow Coma Scale components are
 whole points. Such entries have a probability instead of a density, that of the interval of scores that ends there.
+No smooth map leads from a pile of zeros to a peak far above it without values in between, so the last value (urine,
+which is often 0) can have a hurdle: with a probability of its own it lies at the low end, else it follows the map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.scipy.special import ndtr
+from jax.scipy.special import ndtr, ndtri
 
-_KNOTS = (-2.4, -1.6, -1.0, -0.4, 0.4, 1.0, 1.6, 2.4)  # normal scores; nearly equal shares, and the tails apart
-SEGMENTS = len(_KNOTS) + 1
+_KNOTS = (0.0, 0.5, 1.0, 1.6, 2.4)  # normal scores, and the same below 0
+SLOPES = 2 * len(_KNOTS) - 1
 LARGEST_SCORE = 8.0
+_FAR = 1e3  # z-scores; below every support
+_LEAST_SLOPE = 1e-3  # where a difference of large squares rounds below zero
 _LEAST = 1e-8  # probability; keeps the log and its gradient finite
 
 
@@ -30,11 +37,14 @@ class Marginals:
 
     Attributes:
       center: f32[...,N] (z-scores) medians.
-      log_slope: f32[...,S,N] log of z-scores per unit of normal score, S = 1 or `SEGMENTS`.
+      log_slope: f32[...,S,N] log of z-scores per unit of normal score, S = 1 or `SLOPES`, in ascending order.
+      zero_logit: f32[...] log odds that the last value is at the low end of its support whatever the map says; None
+        where there is no hurdle.
     """
 
     center: Any
     log_slope: Any
+    zero_logit: Any = None
 
 
 class Interval(NamedTuple):
@@ -50,47 +60,48 @@ class Interval(NamedTuple):
     point: Any
 
 
-class Segment(NamedTuple):
-    """One slope and where it holds; the outer ends are infinite.
-
-    Attributes:
-      low, high: normal scores. log_slope: f32[...,N].
-    """
-
-    low: np.float32
-    high: np.float32
-    log_slope: Any
-
-
 @jax.jit
 def value(marginals: Marginals, score: jax.Array) -> jax.Array:
     """f32[...,N] z-scores at the normal scores f32[...,N]."""
-    z = marginals.center
-    for segment in _segments(marginals):  # a few fused passes; an axis of segments would be stored
-        part = jnp.clip(score, segment.low, segment.high) - np.clip(np.float32(0), segment.low, segment.high)
-        z = z + part * jnp.exp(segment.log_slope)
-    return z
+    below, above = _sides(marginals)
+    if marginals.zero_logit is None:
+        return marginals.center + _rise(above, score) - _rise(below, -score)
+    tail = ndtr(-score[..., -1]) / jax.nn.sigmoid(-marginals.zero_logit)  # of those over it
+    score = _with_last(score, -ndtri(jnp.clip(tail, 1e-30, 1 - 1e-6)))
+    z = marginals.center + _rise(above, score) - _rise(below, -score)
+    return _with_last(z, jnp.where(tail < 1, z[..., -1], -_FAR))
 
 
 @jax.jit
 def score(marginals: Marginals, z: jax.Array) -> jax.Array:
     """f32[...,N] normal scores at the z-scores f32[...,N], within ±8; inverse of `value`."""
-    return _locate(marginals.center, _segments(marginals), z)[0]
+    at = _locate(marginals, z)[0]
+    if marginals.zero_logit is None:
+        return at
+    tail = ndtr(-at[..., -1]) * jax.nn.sigmoid(-marginals.zero_logit)
+    return _with_last(at, jnp.clip(-ndtri(tail), -LARGEST_SCORE, LARGEST_SCORE))
 
 
 @jax.jit
 def log_prob(marginals: Marginals, observed: Interval) -> jax.Array:
     """f32[...,N]: log density (per z-score) of points, log probability (at least -18) of intervals."""
-    center, segments = marginals.center, _segments(marginals)
+    center = marginals.center
     # The unused side of a `where` must stay finite for gradients.
-    low, log_slope = _locate(center, segments, jnp.where(jnp.isinf(observed.low), center, observed.low))
-    high, _ = _locate(center, segments, jnp.where(jnp.isinf(observed.high), center, observed.high))
+    low, log_slope = _locate(marginals, jnp.where(jnp.isinf(observed.low), center, observed.low))
+    high, _ = _locate(marginals, jnp.where(jnp.isinf(observed.high), center, observed.high))
     density = -0.5 * low**2 - 0.5 * np.log(2 * np.pi) - log_slope
     low, high = _open(observed, low, high)
     flip = low + high > 0  # the lower tail is where small probabilities are exact
     mass = ndtr(jnp.where(flip, -low, high)) - ndtr(jnp.where(flip, -high, low))
     mass = jnp.where(observed.point, 1.0, mass)
-    return jnp.where(observed.point, density, jnp.log(mass + _LEAST))
+    found = jnp.where(observed.point, density, jnp.log(mass + _LEAST))
+    if marginals.zero_logit is None:
+        return found
+    at_low = jnp.isinf(observed.low[..., -1])
+    # Zeros teach the hurdle alone; a map that also bends down to them never gives them up.
+    last = jnp.where(at_low, jax.lax.stop_gradient(found[..., -1]), found[..., -1])
+    over = jax.nn.log_sigmoid(-marginals.zero_logit) + last
+    return _with_last(found, jnp.where(at_low, jnp.logaddexp(jax.nn.log_sigmoid(marginals.zero_logit), over), over))
 
 
 def interval_scores(marginals: Marginals, observed: Interval) -> tuple[jax.Array, jax.Array]:
@@ -104,31 +115,51 @@ def _open(observed: Interval, low: jax.Array, high: jax.Array) -> tuple[jax.Arra
     return low, jnp.where(jnp.isinf(observed.high), LARGEST_SCORE, high)
 
 
-def _segments(marginals: Marginals) -> list[Segment]:
-    slopes = jnp.unstack(marginals.log_slope, axis=-2)
-    inner = _KNOTS if len(slopes) == SEGMENTS else ()
-    ends = np.array([-np.inf, *inner, np.inf], np.float32)
-    return [Segment(*each) for each in zip(ends[:-1], ends[1:], slopes, strict=True)]
+def _with_last(values: jax.Array, last: jax.Array) -> jax.Array:
+    return jnp.concatenate([values[..., :-1], last[..., None]], axis=-1)
 
 
-def _locate(center: jax.Array, segments: list[Segment], z: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _sides(marginals: Marginals) -> tuple[Sequence[jax.Array], Sequence[jax.Array]]:
+    """Slopes f32[...,N] from the median downwards and upwards, each at as many of `_KNOTS`."""
+    slopes = jnp.unstack(jnp.exp(marginals.log_slope), axis=-2)
+    middle = len(slopes) // 2
+    return slopes[middle::-1], slopes[middle:]
+
+
+def _rise(slopes: Sequence[jax.Array], score: jax.Array) -> jax.Array:
+    """Integral of the slope from 0 to a score above 0; 0 for one below. A few fused passes: an axis would be stored."""
+    rise = slopes[-1] * jnp.maximum(score - _KNOTS[len(slopes) - 1], 0.0)
+    for low, high, left, right in _pieces(slopes):
+        part = jnp.clip(score - low, 0.0, high - low)
+        rise = rise + part * (left + (right - left) * (part * (0.5 / (high - low))))
+    return rise
+
+
+def _locate(marginals: Marginals, z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Normal score of z, and the log slope there: f32[...,N] each."""
-    middle = len(segments) // 2
-    mirrored = [Segment(-segment.high, -segment.low, segment.log_slope) for segment in segments[middle::-1]]
-    (up, slope_above), (down, slope_below) = _walk(center, segments[middle:], z), _walk(-center, mirrored, -z)
-    below = z < center
-    at = jnp.clip(jnp.where(below, -down, up), -LARGEST_SCORE, LARGEST_SCORE)
-    return at, jnp.where(below, slope_below, slope_above)
+    below, above = _sides(marginals)
+    rise = z - marginals.center
+    (down, slope_below), (up, slope_above) = _climb(below, -rise), _climb(above, rise)
+    at = jnp.where(rise < 0, -down, up)
+    return jnp.clip(at, -LARGEST_SCORE, LARGEST_SCORE), jnp.log(jnp.where(rise < 0, slope_below, slope_above))
 
 
-def _walk(center: jax.Array, segments: list[Segment], z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Score of a z above the center, and the log slope there, through the segments from the center upwards."""
-    at, found, edge = jnp.zeros_like(z), segments[0].log_slope, center
-    for segment in segments:
-        reached = z > edge
-        width = segment.high - np.maximum(segment.low, np.float32(0))
-        end = edge + width * jnp.exp(segment.log_slope) if np.isfinite(width) else z
-        at = at + jnp.where(reached, (jnp.minimum(z, end) - edge) * jnp.exp(-segment.log_slope), 0.0)
-        found = jnp.where(reached, segment.log_slope, found)
-        edge = end
-    return at, found
+def _climb(slopes: Sequence[jax.Array], rise: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Score at which `_rise` is `rise`, and the slope there: find the piece, then solve its quadratic equation."""
+    rest = jnp.maximum(rise, 0.0)
+    edge, start, left, bend, inside = (jnp.zeros_like(rest) for _ in range(5))
+    for low, high, at_low, at_high in [*_pieces(slopes), (_KNOTS[len(slopes) - 1], np.inf, slopes[-1], slopes[-1])]:
+        reached = rest >= edge
+        start, left = jnp.where(reached, low, start), jnp.where(reached, at_low, left)
+        bend, inside = (
+            jnp.where(reached, (at_high - at_low) / (high - low), bend),
+            jnp.where(reached, rest - edge, inside),
+        )
+        edge = edge + (at_low + at_high) * ((high - low) / 2)
+    slope = jnp.sqrt(jnp.maximum(left**2 + 2 * bend * inside, _LEAST_SLOPE**2))
+    return start + 2 * inside / (left + slope), slope
+
+
+def _pieces(slopes: Sequence[jax.Array]) -> list[tuple[float, float, jax.Array, jax.Array]]:
+    """(low, high, slope at low, slope at high) of each piece between two knots."""
+    return list(zip(_KNOTS[:-1], _KNOTS[1:], slopes[:-1], slopes[1:], strict=False))

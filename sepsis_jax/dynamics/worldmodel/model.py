@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx, struct, traverse_util
 
 from sepsis_jax.clinical import actions
+from sepsis_jax.clinical.features import URINE
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.data.store import Manifest
 from sepsis_jax.dynamics.protocol import History, Step, step_keys
@@ -146,7 +147,8 @@ class WorldModel:
         """States at the decisions about every step, with leading T. Consumes `key` (dropout)."""
         static, before = params.scaler.normalize_static(history.static), _before(history)
         z = params.support.normalize(jnp.asarray(history.obs))
-        memory = merge(self, params).read(static, z, history.mask, actions.one_hot(before), key)
+        mask = self._read_mask(params, history.obs, history.mask)
+        memory = merge(self, params).read(static, z, mask, actions.one_hot(before), key)
         statics = jnp.broadcast_to(static, (len(history.obs), *static.shape))
         return PatientState(memory, statics, history.obs, history.mask, before)
 
@@ -162,7 +164,8 @@ class WorldModel:
         """State after `obs` f32[F] (clinical units) followed `action` int[2]. Consumes `key` (dropout)."""
         z = params.support.normalize(obs)
         network = merge(self, params)
-        memory = network.observe(state.memory, state.static, z, mask, actions.one_hot(action), key)
+        read = self._read_mask(params, obs, mask)
+        memory = network.observe(state.memory, state.static, z, read, actions.one_hot(action), key)
         return PatientState(memory, state.static, obs, mask, action.astype(jnp.int8))
 
     @partial(jax.jit, static_argnums=0)
@@ -172,6 +175,13 @@ class WorldModel:
         """Distribution of the next step under `action` int[2], on the axes of `params.support`. Consumes `key`."""
         z = params.support.normalize(state.obs)
         return merge(self, params).predict(state.memory, state.static, z, actions.one_hot(action), key)
+
+    def _read_mask(self, params: Params, obs: jax.Array, mask: jax.Array) -> jax.Array:
+        """bool[...,38] as published; bool[...,F] for carry, where urine counts as measured if there was any."""
+        if self.architecture == "published":
+            return mask
+        any_urine = jnp.asarray(obs)[..., URINE] > params.support.low[URINE]
+        return jnp.concatenate([mask, any_urine[..., None]], axis=-1)
 
     @partial(jax.jit, static_argnums=0)
     def step(self, params: Params, state: PatientState, action: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
