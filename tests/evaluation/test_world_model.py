@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.dynamics.baselines import VAR, Persistence
 from sepsis_jax.dynamics.protocol import Step, history_at
+from sepsis_jax.dynamics.worldmodel import marginals
 from sepsis_jax.dynamics.worldmodel.bounds import Support, confine
 from sepsis_jax.dynamics.worldmodel.model import WorldModel
 from sepsis_jax.dynamics.worldmodel.prediction import joint_log_density
@@ -83,7 +84,8 @@ def test_model_figures_equal_a_loop_over_decisions(exact):
         hazard = jax.nn.sigmoid(decoded.exit_logit[0])
         death = hazard + (1 - hazard) * MODEL_OF_TWO.outcome(own, state)
         density = joint_log_density(decoded, own.support, SCALER, obs, seen, key)
-        center = SCALER.normalize(own.support.denormalize(decoded.values.center))
+        half = own.support.denormalize(marginals.value(decoded.values, jnp.zeros(39)))
+        center = SCALER.normalize(jnp.clip(half, own.support.low, own.support.high))
         leaves = (1 - hazard) * jax.nn.sigmoid(decoded.exit_logit[1])
         ends = jnp.stack([hazard + leaves * MODEL_OF_TWO.outcome(own, state), hazard + leaves])
         return center, density, jax.nn.sigmoid(decoded.vent_logit), death, ends
