@@ -133,7 +133,7 @@ def _print_world_model(settings: Config, flags: Flags, scored: Scored, tested: E
     if scored.effects:
         effects = world_model.wide_effects(figures.rows)
         cli.console.print(cli.table(effects, title="Effects of actions, predicted against true; likely: over 1 %"))
-    for name, given in (("mortality", ""), ("mortality_at_exit", ", given that the stay ends")):
+    for name, given in (("mortality", ", given that the stay ends there"), ("mortality_running", "")):
         labelled = scored.scores[MODEL].labelled[name]
         if labelled.label.size:
             curve = calibration(labelled.label, labelled.chance)

@@ -55,7 +55,8 @@ def analytic(
     record's entry on every entry. nll: joint density of the measured continuous values per value; nll_interior: of
     those strictly inside `support` alone; gcs_log_prob: of measured Glasgow Coma Scale components, each by itself.
     Everything in z-scores of `scaler`. A `WorldModel` is also asked for ventilation in the next step and for death,
-    within 90 days and in hospital, at the last decision; mortality_at_exit is given that the stay ends (`at_exit`).
+    within 90 days and in hospital, at the last decision: mortality and hospital_mortality given that the stay ends
+    there (`at_exit`), mortality_running (90 days) without that knowledge.
 
     Args:
       model, params: `WorldModel`, or what has `members`, `member`, `encode_all` and `decode` as it does.
@@ -76,9 +77,10 @@ def analytic(
             label = np.asarray(getattr(episodes, name))
             known = np.flatnonzero(label >= 0)
             short = ("mortality", "hospital_mortality")[i]
-            labelled[short] = Labelled(known, label[known] == 1, out["death"][known, i].astype(np.float64))
+            running = Labelled(known, label[known] == 1, out["death"][known, i].astype(np.float64))
+            labelled[short] = at_exit(running, out["exit"][:, [i, -1]], episodes)
             if i == 0:
-                labelled["mortality_at_exit"] = at_exit(labelled[short], out["exit"], episodes)
+                labelled["mortality_running"] = running
     return Scores(means=means, labelled=labelled)
 
 
@@ -161,21 +163,21 @@ def _of_member(
         hazard = 0.0 if decoded.exit_logit is None else jax.nn.sigmoid(decoded.exit_logit[last, 0])
         later = jax.nn.sigmoid(model.outcome_logits(own, jax.tree.map(lambda leaf: leaf[last], states)))
         leaves = 1.0 if decoded.exit_logit is None else (1 - hazard) * jax.nn.sigmoid(decoded.exit_logit[last, 1])
-        exit = jnp.stack([hazard + leaves * later[0], hazard + leaves])
+        exit = jnp.append(hazard + leaves * later, hazard + leaves)
         death = hazard + (1 - hazard) * later
         out |= {"ventilation": jax.nn.sigmoid(decoded.vent_logit), "death": death, "exit": exit}
     return out
 
 
 def at_exit(unconditional: Labelled, ending: np.ndarray, episodes: Episodes) -> Labelled:
-    """Death within 90 days at the last decision, given that the stay ends with the step that follows.
+    """Death at the last decision, given that the stay ends with the step that follows.
 
     A last decision is last because of what happens next, and far more often followed by a death than any other: no
     forecast made without that knowledge is calibrated there. Stays that the record cuts off keep it unconditional.
 
     Args:
       unconditional: what is predicted without it.
-      ending: f32[B,2] probability of leaving with this step and dying within 90 days, and of leaving with this step.
+      ending: f32[B,2] probability of leaving with this step and dying (in it or later), and of leaving with it.
     """
     stay = unconditional.stay
     ends = np.asarray(episodes.length)[stay] < episodes.num_steps

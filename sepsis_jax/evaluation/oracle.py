@@ -47,8 +47,8 @@ def mortality(
     found = over_stays(_Mortality(dynamics, samples), arguments, episodes, batch_size=32, title="observable oracle")
     label = np.asarray(episodes.mortality_90d)
     known = np.flatnonzero(label >= 0)
-    labelled = Labelled(known, label[known] == 1, np.asarray(found[known, 0], np.float64))
-    return Scores(labelled={"mortality": labelled, "mortality_at_exit": at_exit(labelled, found[:, 1:], episodes)})
+    running = Labelled(known, label[known] == 1, np.asarray(found[known, 0], np.float64))
+    return Scores(labelled={"mortality": at_exit(running, found[:, 1:], episodes), "mortality_running": running})
 
 
 @dataclasses.dataclass(frozen=True)

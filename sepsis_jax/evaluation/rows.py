@@ -25,7 +25,7 @@ MORTALITY: dict[str, Figure] = {"auroc": auroc, "auprc": auprc, "brier": brier, 
 _FIGURES: dict[str, dict[str, Figure]] = {
     "ventilation": {"auroc": auroc},
     "mortality": MORTALITY,
-    "mortality_at_exit": MORTALITY,
+    "mortality_running": MORTALITY,
     "hospital_mortality": MORTALITY,
 }
 

@@ -108,10 +108,10 @@ def test_model_figures_equal_a_loop_over_decisions(exact):
     np.testing.assert_array_equal(labelled.label, EPISODES.ventilated[rows, following][has_next])
     np.testing.assert_allclose(labelled.chance, probability, atol=1e-5)
     last = death.mean(axis=0)[~has_next]
-    np.testing.assert_allclose(exact.labelled["mortality"].chance, last, atol=1e-5)
+    np.testing.assert_allclose(exact.labelled["mortality_running"].chance, last, atol=1e-5)
     ending, leaving = ends.mean(axis=0)[~has_next].T
     expected = np.where(EPISODES.length < 5, ending / leaving, last)  # the record cuts longer stays off
-    np.testing.assert_allclose(exact.labelled["mortality_at_exit"].chance, expected, atol=1e-5)
+    np.testing.assert_allclose(exact.labelled["mortality"].chance, expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
