@@ -6,6 +6,7 @@ WORKERS ?= 2
 # A file stays with one worker, so that its fixtures and compiled programs are made once.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 # Slow tests compute for minutes: worth optimised programs, unlike the fast ones (tests/conftest.py).
+SELECTION ?= slow
 SLOW := XLA_FLAGS=--xla_backend_optimization_level=1 $(PYTEST)
 
 .PHONY: help demo checkpoints mimic-demo test test-slow test-all lint types lock clean
@@ -54,7 +55,7 @@ test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.installed-torch
-	$(SLOW) -m slow
+	$(SLOW) -m "$(SELECTION)"
 
 test-all: test test-slow
 

@@ -86,6 +86,7 @@ def assert_runs_on_accelerators(text):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("num_devices", "precision"), [(1, "float32"), (8, "bfloat16")])
 def test_the_training_epoch_lowers_for_tpu_and_cuda(num_devices, precision):
     settings = dataclasses.replace(CARRY, precision=precision)
@@ -98,6 +99,7 @@ def test_the_training_epoch_lowers_for_tpu_and_cuda(num_devices, precision):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_rollout_lowers_for_tpu_and_cuda():
     episodes = make_episodes(2, 4, seed=1)
     model = CARRY.model

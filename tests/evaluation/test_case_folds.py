@@ -166,6 +166,7 @@ def test_one_stay_of_the_released_layout(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_packaged_models_are_scored_on_fresh_patients(tmp_path, monkeypatch):
     """The way of configs/embedded.yaml, with untrained models in the place of the packaged ones."""
     for architecture, members in (("carry", 2), ("published", 1)):

@@ -83,6 +83,7 @@ def test_killed_and_started_again_ends_bit_for_bit_as_unbroken(episodes, unbroke
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_what_one_trains(episodes, unbroken, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
