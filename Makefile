@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 # A file stays with one worker, so that its fixtures and compiled programs are made once.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
-# Slow tests compute for minutes: worth optimised programs, unlike the fast ones (tests/conftest.py).
+# Which tests `make test-slow` takes; `.ci/run` leaves out the longest.
 SELECTION ?= slow
+# Slow tests compute for minutes: worth optimised programs, unlike the fast ones (tests/conftest.py).
 SLOW := XLA_FLAGS=--xla_backend_optimization_level=1 $(PYTEST)
 
 .PHONY: help demo checkpoints mimic-demo test test-slow test-all lint types lock clean

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-from json import dumps
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
+from sepsis_jax import cli
 from sepsis_jax.data.mimic import tables
 
 MIMIC_STAYS, MIMIC_CHART_ROWS = 94_458, 432_000_000  # MIMIC-IV 3.1
@@ -96,7 +96,7 @@ def main(
         for k, cost in costs.items()
     }
     if json is not None:
-        json.write_text(dumps(figures, indent=1) + "\n")
+        cli.write_json(json, figures)
     return report(console, costs)
 
 

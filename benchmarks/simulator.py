@@ -12,16 +12,14 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from json import dumps
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import report
 from jsonargparse import auto_cli
-from rich.console import Console
-from rich.table import Table
 
 from sepsis_jax.dynamics.patient import physiology
 from sepsis_jax.dynamics.patient.cohort import MAX_STEPS, simulate_cohort
@@ -41,14 +39,7 @@ def main(patients: int = 4096, repeats: int = 5, json: Path | None = None) -> No
       json: where to write the figures as one flat object.
     """
     figures = _cohort(patients, repeats) | _physiology(patients, repeats)
-    table = Table("figure", "value", title=f"patient simulator, {patients} patients")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:,.4g}" if value < 1000 else f"{value:,.0f}")
-    Console().print(table)
-    if json is not None:
-        aside = json.with_name(f".{json.name}.tmp")
-        aside.write_text(dumps(figures, indent=1) + "\n")
-        aside.rename(json)
+    report.show(f"patient simulator, {patients} patients", figures, json)
 
 
 def _median_seconds(run: Callable[[], Any], repeats: int) -> float:

@@ -36,10 +36,10 @@ def prepare(model: WorldModel, params: Params, episodes: Episodes) -> Batch:
         static = params.scaler.normalize_static(episode.static)
         z = params.support.normalize(jnp.asarray(episode.obs))
         before = one_hot(jnp.concatenate([episode.prior_action[None], episode.action[:-1]]))
-        mask = model._read_mask(params, episode.obs, episode.mask)
+        mask = model.read_mask(params, episode.obs, episode.mask)
         since, level, _ = carry.track(z, mask)
         steps = jnp.arange(len(z), dtype=jnp.float32)
-        inputs = jax.vmap(carry._inputs, (None, 0, 0, 0, 0, 0, 0))(static, z, level, mask, before, since, steps)
+        inputs = jax.vmap(carry.network_inputs, (None, 0, 0, 0, 0, 0, 0))(static, z, level, mask, before, since, steps)
         after = jnp.minimum(jnp.arange(len(z)) + 1, len(z) - 1)
         obs = episode.obs[after]
         observed = interval(params.support, obs)
@@ -52,7 +52,7 @@ def prepare(model: WorldModel, params: Params, episodes: Episodes) -> Batch:
         urine = jnp.ones((len(z), 1), bool)
         return {
             "inputs": inputs,
-            "decision": jnp.concatenate([carry._squash(z), carry._squash(level - z), one_hot(episode.action)], axis=-1),
+            "decision": jnp.concatenate([carry.squash(z), carry.squash(level - z), one_hot(episode.action)], axis=-1),
             "z": z,
             "above": level - z,
             "static": jnp.broadcast_to(static, (len(z), 3)),
@@ -82,10 +82,10 @@ class Twin(nn.Module):
         super().__init__()
         hidden = settings.hidden
         between = settings.dropout if settings.layers > 1 else 0.0
-        self.gru = nn.GRU(carry._INPUTS, hidden, settings.layers, batch_first=True, dropout=between)
+        self.gru = nn.GRU(carry.INPUTS, hidden, settings.layers, batch_first=True, dropout=between)
         self.trunk = nn.Linear(hidden + 2 * NUM_FEATURES + 10, hidden)
         self.second = nn.Linear(hidden, hidden)
-        self.heads = nn.Linear(hidden, sum(carry._OUTPUTS))
+        self.heads = nn.Linear(hidden, sum(carry.OUTPUTS))
         self.loading = nn.Parameter(torch.zeros(NUM_FEATURES, carry.RANK))
         self.pull = nn.Parameter(torch.zeros(NUM_FEATURES))
         self.patterns = nn.Parameter(torch.zeros(carry.PATTERNS, NUM_MASKED))
@@ -113,9 +113,9 @@ class Twin(nn.Module):
         hidden, _ = self.gru(batch["inputs"])
         features = torch.relu(self.trunk(torch.cat([hidden, batch["decision"]], -1)))
         features = features + torch.relu(self.second(features))
-        change, slopes, pattern, mask, vent, exits, zero = self.heads(features).split(list(carry._OUTPUTS), -1)
+        change, slopes, pattern, mask, vent, exits, zero = self.heads(features).split(list(carry.OUTPUTS), -1)
         center = batch["z"] + self.pull * batch["above"] + change
-        slopes = slopes.unflatten(-1, (marginals.SLOPES, NUM_FEATURES)).clamp(*carry._LOG_SLOPE).unbind(-2)
+        slopes = slopes.unflatten(-1, (marginals.SLOPES, NUM_FEATURES)).clamp(*carry.LOG_SLOPE).unbind(-2)
         values = _hurdle(_log_prob(center, slopes, batch), zero, batch) + batch["per_z"]
         measured, has_next = batch["measured"], batch["has_next"]
         logits = (self.patterns + mask.unsqueeze(-2)) * torch.where(batch["mask"], 1.0, -1.0).unsqueeze(-2)

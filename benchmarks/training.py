@@ -15,16 +15,14 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from json import dumps
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import report
 from jsonargparse import auto_cli
-from rich.console import Console
-from rich.table import Table
 
 from sepsis_jax.dynamics.worldmodel import sharding, steps
 from sepsis_jax.dynamics.worldmodel.bounds import Support
@@ -65,16 +63,7 @@ def main(
     runs |= _torch_run(one, episodes, stays, updates)
     seconds = _alternate(runs, repeats)
     figures = _figures(one, seconds, updates) | _parts(one, episodes, stays, repeats, runs["one"], updates)
-    table = Table(
-        "figure", "value", title=f"training, {hidden} x {layers}, batches of {batch_size} x {num_steps} steps"
-    )
-    for name, value in figures.items():
-        table.add_row(name, f"{value:,.4g}" if value < 1000 else f"{value:,.0f}")
-    Console().print(table)
-    if json is not None:
-        aside = json.with_name(f".{json.name}.tmp")
-        aside.write_text(dumps(figures, indent=1) + "\n")
-        aside.rename(json)
+    report.show(f"training, {hidden} x {layers}, batches of {batch_size} x {num_steps} steps", figures, json)
 
 
 def _alternate(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:

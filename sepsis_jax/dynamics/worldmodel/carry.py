@@ -29,9 +29,9 @@ PATTERNS = 8
 OUTCOMES = ("mortality_90d", "mortality_hospital")
 
 _ACTION = 2 * LEVELS
-_INPUTS = 4 * NUM_FEATURES + _ACTION + len(STATICS) + 1
-_OUTPUTS = (NUM_FEATURES, NUM_FEATURES * SLOPES, PATTERNS, NUM_MASKED, 1, 2, 1)
-_LOG_SLOPE = (-5.0, 4.0)  # a feature that never changes must not drive the likelihood to infinity
+INPUTS = 4 * NUM_FEATURES + _ACTION + len(STATICS) + 1
+OUTPUTS = (NUM_FEATURES, NUM_FEATURES * SLOPES, PATTERNS, NUM_MASKED, 1, 2, 1)
+LOG_SLOPE = (-5.0, 4.0)  # a feature that never changes must not drive the likelihood to infinity
 _MEMORY = 6.0  # measurements; a full level moves by a sixth of what a new one differs
 _LARGEST_INPUT = 8.0  # z-scores; liver enzymes reach 80 SD, where the gates are long saturated
 _NEVER = 24.0  # steps since a measurement that has not been made
@@ -58,11 +58,11 @@ class CarryNetwork(nnx.Module):
 
     def __init__(self, hidden: int, layers: int, dropout: float, *, rngs: nnx.Rngs) -> None:
         zeros = nnx.initializers.zeros_init()
-        self.gru = StackedGRU(_INPUTS, hidden, layers, dropout, rngs=rngs)
+        self.gru = StackedGRU(INPUTS, hidden, layers, dropout, rngs=rngs)
         self.trunk = nnx.Linear(hidden + 2 * NUM_FEATURES + _ACTION, hidden, rngs=rngs)
         self.second = nnx.Linear(hidden, hidden, rngs=rngs)
         # Zeros make the untrained model persistence with unit variance.
-        self.heads = nnx.Linear(hidden, sum(_OUTPUTS), kernel_init=zeros, rngs=rngs)
+        self.heads = nnx.Linear(hidden, sum(OUTPUTS), kernel_init=zeros, rngs=rngs)
         self.loading = nnx.Param(0.1 * jax.random.normal(rngs.params(), (NUM_FEATURES, RANK)))
         self.pull = nnx.Param(jnp.zeros(NUM_FEATURES))
         self.log_spread = nnx.Param(jnp.zeros(NUM_FEATURES))
@@ -88,7 +88,7 @@ class CarryNetwork(nnx.Module):
         """Take in z f32[F] and mask bool[F], which came after `action` (one-hot f32[10]). Consumes `key`."""
         since = _since(memory.since, mask)
         level, number = _level(memory.level, memory.number, z, mask)
-        x = _inputs(static, z, level, mask, action, since, memory.steps)
+        x = network_inputs(static, z, level, mask, action, since, memory.steps)
         return Memory(self.gru(memory.hidden, x, key), since, memory.steps + 1, level, number)
 
     def read(self, static: jax.Array, z: jax.Array, mask: jax.Array, action: jax.Array, key: Any = None) -> Memory:
@@ -98,7 +98,7 @@ class CarryNetwork(nnx.Module):
         """
         steps = jnp.arange(len(z), dtype=z.dtype)
         since, level, number = track(z, mask)
-        xs = jax.vmap(_inputs, (None, 0, 0, 0, 0, 0, 0))(static, z, level, mask, action, since, steps)
+        xs = jax.vmap(network_inputs, (None, 0, 0, 0, 0, 0, 0))(static, z, level, mask, action, since, steps)
         return Memory(self.gru.unroll(xs, key), since, steps + 1, level, number)
 
     def predict(
@@ -107,12 +107,12 @@ class CarryNetwork(nnx.Module):
         """The next step under `action` (one-hot f32[10]) from carried z f32[F]; no dropout, so `key` is not used."""
         del static, key
         above = memory.level - z
-        features = jax.nn.relu(self.trunk(jnp.concatenate([memory.hidden[-1], _squash(z), _squash(above), action])))
+        features = jax.nn.relu(self.trunk(jnp.concatenate([memory.hidden[-1], squash(z), squash(above), action])))
         features = features + jax.nn.relu(self.second(features))
         outputs = self.heads(features)
-        splits = [sum(_OUTPUTS[: i + 1]) for i in range(len(_OUTPUTS) - 1)]
+        splits = [sum(OUTPUTS[: i + 1]) for i in range(len(OUTPUTS) - 1)]
         change, log_slope, pattern, mask_logit, vent_logit, exit_logit, zero_logit = jnp.split(outputs, splits)
-        slopes = jnp.clip(log_slope.reshape(SLOPES, NUM_FEATURES), *_LOG_SLOPE)
+        slopes = jnp.clip(log_slope.reshape(SLOPES, NUM_FEATURES), *LOG_SLOPE)
         slopes = slopes + jax.lax.stop_gradient(self.log_spread[...])[None]  # set after training (`calibration`)
         return Prediction(
             values=Marginals(z + self.pull[...] * above + change, slopes, zero_logit[0]),
@@ -152,10 +152,12 @@ def track(z: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arra
     return since, level, number
 
 
-def _inputs(static: Any, z: Any, level: Any, mask: Any, action: Any, since: Any, steps: Any) -> jax.Array:
+def network_inputs(static: Any, z: Any, level: Any, mask: Any, action: Any, since: Any, steps: Any) -> jax.Array:
+    """What the recurrent network reads of one step, f32[INPUTS]; arguments as in `Memory` and `CarryNetwork.observe`."""
     time = jnp.log1p(steps)[None]
-    return jnp.concatenate([_squash(z), _squash(level), mask.astype(z.dtype), jnp.log1p(since), action, static, time])
+    return jnp.concatenate([squash(z), squash(level), mask.astype(z.dtype), jnp.log1p(since), action, static, time])
 
 
-def _squash(z: jax.Array) -> jax.Array:
+def squash(z: jax.Array) -> jax.Array:
+    """Z-scores within what the network reads."""
     return jnp.clip(z, -_LARGEST_INPUT, _LARGEST_INPUT)

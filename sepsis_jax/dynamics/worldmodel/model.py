@@ -147,7 +147,7 @@ class WorldModel:
         """States at the decisions about every step, with leading T. Consumes `key` (dropout)."""
         static, before = params.scaler.normalize_static(history.static), _before(history)
         z = params.support.normalize(jnp.asarray(history.obs))
-        mask = self._read_mask(params, history.obs, history.mask)
+        mask = self.read_mask(params, history.obs, history.mask)
         memory = merge(self, params).read(static, z, mask, actions.one_hot(before), key)
         statics = jnp.broadcast_to(static, (len(history.obs), *static.shape))
         return PatientState(memory, statics, history.obs, history.mask, before)
@@ -164,7 +164,7 @@ class WorldModel:
         """State after `obs` f32[F] (clinical units) followed `action` int[2]. Consumes `key` (dropout)."""
         z = params.support.normalize(obs)
         network = merge(self, params)
-        read = self._read_mask(params, obs, mask)
+        read = self.read_mask(params, obs, mask)
         memory = network.observe(state.memory, state.static, z, read, actions.one_hot(action), key)
         return PatientState(memory, state.static, obs, mask, action.astype(jnp.int8))
 
@@ -176,7 +176,7 @@ class WorldModel:
         z = params.support.normalize(state.obs)
         return merge(self, params).predict(state.memory, state.static, z, actions.one_hot(action), key)
 
-    def _read_mask(self, params: Params, obs: jax.Array, mask: jax.Array) -> jax.Array:
+    def read_mask(self, params: Params, obs: jax.Array, mask: jax.Array) -> jax.Array:
         """bool[...,38] as published; bool[...,F] for carry, where urine counts as measured if there was any."""
         if self.architecture == "published":
             return mask
