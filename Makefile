@@ -40,8 +40,10 @@ $(VENV)/.installed-torch: $(VENV)/.installed-dev requirements-torch.txt
 demo: $(VENV)/.installed
 	$(BIN)/python prepare_data.py --config configs/demo.yaml
 	$(BIN)/python train_wm.py --config configs/demo.yaml
-	$(BIN)/python agent_loop.py --config configs/demo.yaml
-	$(BIN)/python evaluate.py --config configs/demo.yaml
+	@# The last two need nothing of each other, so each gets a core; the tables of one wait for the other's.
+	$(BIN)/python evaluate.py --config configs/demo.yaml > runs/demo/evaluation.txt & \
+	$(BIN)/python agent_loop.py --config configs/demo.yaml; agent=$$?; \
+	wait $$!; evaluation=$$?; cat runs/demo/evaluation.txt; exit $$((agent + evaluation))
 
 # The world models that come with the package, about an hour on two cores; a stopped run goes on when started again.
 PUBLISHED := --world_model.architecture published --world_model.members 1 --world_model.layers 2 --world_model.dropout 0.2

@@ -1,4 +1,4 @@
-"""Two forecasts that any world model has to beat, as `Dynamics`: nothing changes, and a linear autoregression."""
+"""A linear autoregression as `Dynamics`: a forecast that any world model has to beat."""
 
 from __future__ import annotations
 
@@ -35,31 +35,6 @@ class Last:
 
 def _last(history: History) -> Last:
     return Last(history.obs[history.length - 1], history.mask[history.length - 1], history.static)
-
-
-@dataclasses.dataclass(frozen=True)
-class Persistence:
-    """Every value stays as it was. Of ventilation, exits and mortality it says nothing: their probability is 0."""
-
-    members: ClassVar[int] = 1
-
-    def member(self, params: Any, index: Any) -> Any:
-        """There is one."""
-        del index
-        return params
-
-    def encode(self, params: Any, history: History) -> Last:
-        """The last row."""
-        return _last(history)
-
-    def step(self, params: Any, state: Last, action: jax.Array, key: jax.Array) -> tuple[Last, Step]:
-        """The same again, whatever the action; `key` is not used."""
-        del action, key
-        return state, Step(state.obs, state.mask, jnp.float32(0), jnp.zeros(2), state.obs)
-
-    def outcome(self, params: Any, state: Last) -> jax.Array:
-        """0."""
-        return jnp.float32(0)
 
 
 @struct.dataclass

@@ -69,7 +69,7 @@ def analytic(
     means = {name: np.asarray(total, np.float64) for name, total in out["means"].items()}
     labelled = {}
     if isinstance(model, WorldModel):
-        stay, step = np.nonzero(_has_next(episodes))
+        stay, step = np.nonzero(has_next_step(episodes))
         labelled["ventilation"] = Labelled(
             stay, np.asarray(episodes.ventilated)[stay, step + 1], out["ventilation"][stay, step].astype(np.float64)
         )
@@ -84,7 +84,8 @@ def analytic(
     return Scores(means=means, labelled=labelled)
 
 
-def _has_next(episodes: Episodes) -> np.ndarray:
+def has_next_step(episodes: Episodes) -> np.ndarray:
+    """bool[B,T]: steps that another recorded one follows."""
     return np.arange(episodes.num_steps) < np.asarray(episodes.length)[:, None] - 1
 
 
@@ -196,18 +197,6 @@ def _count(counts: jax.Array) -> jax.Array:
 
 def _total(value: jax.Array, counts: jax.Array) -> jax.Array:
     return jnp.stack([jnp.where(counts, value, 0).sum(), _count(counts)])
-
-
-def last_value(episodes: Episodes, scaler: Scaler) -> Scores:
-    """mae_1step and mae_1step_all of the forecast that nothing changes, at every decision."""
-    stay, step = np.nonzero(_has_next(episodes))
-    obs, mask = np.asarray(episodes.obs), np.asarray(episodes.mask)
-    error = np.abs(np.asarray(scaler.normalize(obs[stay, step + 1])) - np.asarray(scaler.normalize(obs[stay, step])))
-    measured = measured_entries(mask[stay, step + 1])
-    totals = {"mae_1step": measured, "mae_1step_all": np.ones_like(measured)}
-    return Scores(
-        means={name: per_stay(stay, error, kept, episodes.num_stays).sum(axis=1) for name, kept in totals.items()}
-    )
 
 
 def measured_entries(mask: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import pandas as pd
 from sepsis_jax.clinical.actions import NUM_ACTIONS, ActionBins
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.data.scaler import Scaler
-from sepsis_jax.dynamics.baselines import VAR, Persistence
+from sepsis_jax.dynamics.baselines import VAR
 from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
@@ -24,7 +24,8 @@ from sepsis_jax.evaluation import effects, oracle, rows
 from sepsis_jax.evaluation.bootstrap import patient_counts
 from sepsis_jax.evaluation.courses import Decisions, draw_decisions
 from sepsis_jax.evaluation.effects import Comparison
-from sepsis_jax.evaluation.one_step import analytic, last_value, sampled
+from sepsis_jax.evaluation.one_step import analytic, sampled
+from sepsis_jax.evaluation.persistence import persistence
 from sepsis_jax.evaluation.rollouts import HOURS, roll_out
 from sepsis_jax.evaluation.rows import Row
 from sepsis_jax.evaluation.scores import Scores
@@ -35,8 +36,6 @@ MODEL, PUBLISHED, PERSISTENCE, LINEAR, ORACLE = "model", "published", "persisten
 
 DIFFERENCES = ("nll", "nll_interior", "crps", "energy_score", "mae_1step", *(f"mae_{hours}h" for hours in HOURS))
 """Figures whose difference between the evaluated and the compared model has rows of its own, `diff_<figure>`."""
-
-_SKILL = ("mae", "crps", "energy_score")  # a forecast without a spread has no coverage
 
 
 class Evaluation(NamedTuple):
@@ -94,9 +93,7 @@ def score(
     scores = {MODEL: task.predictive(model, params)}
     if compared is not None:
         scores[PUBLISHED] = task.predictive(*compared)
-    drawn = task.drawn(Persistence(), None)
-    skill = {name: total for name, total in drawn.means.items() if name.startswith(_SKILL)}
-    scores[PERSISTENCE] = last_value(episodes, scaler) | Scores(means=skill)
+    scores[PERSISTENCE] = persistence(episodes, scaler, ahead, starts)
     if train is not None and (np.asarray(train.length) > 1).any():
         scores[LINEAR] = task.predictive(VAR(), VAR().fit(train, scaler, support))
     found: dict[tuple[str, str], Mapping[str, Comparison]] = {}

@@ -9,7 +9,7 @@ import pytest
 from factories import fit_scaler, make_episodes
 
 from sepsis_jax.evaluation import sample_scores
-from sepsis_jax.evaluation.sample_scores import by_value, crps, energy, pit, score, weighted_median
+from sepsis_jax.evaluation.sample_scores import compare, crps, energy, pit, score, weighted_median
 
 SCALER = fit_scaler(make_episodes(30, 5, seed=0))
 
@@ -22,12 +22,16 @@ def draws(seed, samples=17, features=4):
     return x, weight, rng.normal(size=features).astype(np.float32)
 
 
+def crps_of(x, weight, y):
+    return crps(x, weight, compare(x, weight)[1], y)
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_crps_and_energy_equal_double_loops(seed):
     x, w, y = draws(seed)
     fair = 1 - (w**2).sum()
     pairs = [(i, j) for i in range(len(x)) for j in range(len(x)) if i != j]
-    found = jax.jit(lambda: crps(*by_value(jnp.asarray(x), jnp.asarray(w)), jnp.asarray(y)))()
+    found = jax.jit(lambda: crps_of(jnp.asarray(x), jnp.asarray(w), jnp.asarray(y)))()
     for f in range(x.shape[1]):
         expected = (w * abs(x[:, f] - y[f])).sum()
         expected -= 0.5 * sum(w[i] * w[j] * abs(x[i, f] - x[j, f]) for i, j in pairs) / fair
@@ -47,7 +51,7 @@ def test_crps_of_a_gaussian_is_the_closed_form_for_any_number_of_samples():
     for samples, columns in ((3, 9_000), (20, 1_000)):
         x = jnp.asarray(rng.normal(size=(samples, columns)) * sd, jnp.float32)
         weight = jnp.full(samples, 1 / samples)
-        found = crps(*by_value(x, weight), jnp.full(columns, y))
+        found = crps_of(x, weight, jnp.full(columns, y))
         assert float(found.mean()) == pytest.approx(expected, abs=4 * float(found.std()) / np.sqrt(columns))
 
 
@@ -55,7 +59,7 @@ def test_weighted_median():
     x = jnp.array([[3.0], [1.0], [2.0], [4.0]])
 
     def median(*weight):
-        return float(weighted_median(*by_value(x, jnp.array(weight)))[0])
+        return float(weighted_median(x, compare(x, jnp.array(weight))[0])[0])
 
     assert median(0.25, 0.25, 0.25, 0.25) == 2.5
     assert median(0.6, 0.2, 0.1, 0.1) == 3.0
@@ -89,4 +93,4 @@ def test_score_is_in_z_scores_and_only_measured_values_enter_the_energy():
     np.testing.assert_allclose(found.error, abs(np.median(z, axis=0) - obs), atol=1e-3)
     np.testing.assert_allclose(found.bias, z.mean(axis=0) - obs, atol=1e-3)
     np.testing.assert_allclose(found.energy, energy(jnp.asarray(z - obs)[:, :5], weight), atol=1e-3)
-    np.testing.assert_allclose(found.crps, crps(*by_value(jnp.asarray(z), weight), jnp.asarray(obs)), atol=1e-3)
+    np.testing.assert_allclose(found.crps, crps_of(jnp.asarray(z), weight, jnp.asarray(obs)), atol=1e-3)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from factories import fit_scaler, make_episodes
 from sklearn.metrics import roc_auc_score
+from toy import ToyDynamics
 
 from sepsis_jax.clinical.features import INDEX
-from sepsis_jax.dynamics.baselines import VAR, Persistence
+from sepsis_jax.dynamics.baselines import VAR
 from sepsis_jax.dynamics.protocol import Step, history_at
 from sepsis_jax.dynamics.worldmodel import marginals
 from sepsis_jax.dynamics.worldmodel.bounds import Support, confine
@@ -21,7 +22,8 @@ from sepsis_jax.dynamics.worldmodel.prediction import joint_log_density
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import groups, world_model
 from sepsis_jax.evaluation.courses import draw_decisions
-from sepsis_jax.evaluation.one_step import CONTINUOUS, analytic, last_value, sampled
+from sepsis_jax.evaluation.one_step import CONTINUOUS, analytic, sampled
+from sepsis_jax.evaluation.persistence import persistence
 from sepsis_jax.evaluation.rollouts import implausible, roll_out
 from sepsis_jax.evaluation.scores import Scores, join
 from sepsis_jax.evaluation.settings import EvaluationSettings
@@ -31,7 +33,18 @@ EPISODES = make_episodes(40, 5, seed=5)
 SCALER = fit_scaler(EPISODES)
 SUPPORT = jax.tree.map(jnp.asarray, Support.fit(EPISODES, SCALER))
 MODEL_OF_TWO = WorldModel("carry", hidden=8, layers=1, members=2)
+DECISIONS = (draw_decisions(EPISODES, 20, ahead=1, seed=0), draw_decisions(EPISODES, 20, ahead=2, seed=0))
 SETTINGS = EvaluationSettings(decisions=30, samples=10, rollouts=20, rollout_samples=10, draws=100)
+
+
+class Still(ToyDynamics):
+    """Nothing ever changes."""
+
+    def step(self, params, state, action, key):
+        return state, Step(state, jnp.ones(38, bool), jnp.float32(0), jnp.zeros(2), state)
+
+    def outcome(self, params, state):
+        return jnp.float32(0)
 
 
 def random_params(model):
@@ -62,7 +75,7 @@ def test_no_change_equals_a_loop():
             error = np.abs(z[b, t + 1] - z[b, t])
             every.extend(error)
             measured.extend(error[np.append(EPISODES.mask[b, t + 1], True)])
-    scores = last_value(EPISODES, SCALER)
+    scores = persistence(EPISODES, SCALER, *DECISIONS)
     assert mean(scores, "mae_1step") == pytest.approx(np.mean(measured), rel=1e-5)
     assert mean(scores, "mae_1step_all") == pytest.approx(np.mean(every), rel=1e-5)
     assert scores.means["mae_1step"][:, 1].sum() == len(measured)
@@ -121,7 +134,7 @@ def linear():
 
 def test_linear_baseline_is_a_ridge_regression_and_beats_no_change(linear):
     scores = analytic(VAR(), linear, EPISODES, SCALER, SUPPORT)
-    assert mean(scores, "mae_1step") < mean(last_value(EPISODES, SCALER), "mae_1step")
+    assert mean(scores, "mae_1step") < mean(persistence(EPISODES, SCALER, *DECISIONS), "mae_1step")
     feature = INDEX["meanbp"]
     stay, step = np.nonzero(np.arange(4) < EPISODES.length[:, None] - 1)
     kept = EPISODES.mask[stay, step + 1, feature]
@@ -147,10 +160,22 @@ def test_samples_of_the_linear_baseline_agree_with_its_distribution(linear):
     assert mean(drawn, "crps") < mean(drawn, "mae_1step_sampled")
 
 
+def test_no_change_scores_as_samples_of_it_do():
+    episodes = make_episodes(40, 16, seed=6)
+    ahead, starts = (draw_decisions(episodes, 30, ahead=steps, seed=0) for steps in (1, 2))
+    found = persistence(episodes, SCALER, ahead, starts).means
+    drawn = sampled(Still(), None, episodes, SCALER, ahead, samples=3)
+    drawn |= roll_out(Still(), None, episodes, SCALER, SUPPORT, starts, samples=3)
+    compared = [name for name in drawn.means if name in found]
+    assert len(compared) == 12
+    for name in compared:
+        np.testing.assert_allclose(found[name], drawn.means[name], rtol=1e-4, atol=2e-3, err_msg=name)
+
+
 def test_roll_outs_of_no_change_equal_a_loop():
     episodes = make_episodes(40, 8, seed=6)
     decisions = draw_decisions(episodes, 15, ahead=6, seed=0)
-    scores = roll_out(Persistence(), None, episodes, SCALER, SUPPORT, decisions, samples=2)
+    scores = roll_out(Still(), None, episodes, SCALER, SUPPORT, decisions, samples=2)
     z = np.asarray(SCALER.normalize(episodes.obs))
     ends = np.zeros((2, 39, 2))
     for hours in (8, 24):
