@@ -14,7 +14,9 @@ import pytest
 from sepsis_jax.data import store
 
 ROOT = Path(__file__).parent.parent
-SMALL = ("--cohort.patients", "80", "--world_model.epochs", "4", "--clinician.updates", "40", "--planner.samples", "16")
+SMALL = ("--cohort.patients", "80", "--world_model.epochs", "2", "--clinician.updates", "40", "--planner.samples", "4")
+FEW = ("--evaluation.safety_stays", "4", "--evaluation.planner_samples", "4", "--evaluation.decisions", "64",
+       "--evaluation.samples", "8", "--evaluation.rollouts", "32", "--evaluation.rollout_samples", "4")  # fmt: skip
 
 
 def script(name, *words):
@@ -35,7 +37,7 @@ def run(tmp_path_factory):
         shutil.rmtree(folder / "runs/demo/episodes/truth.zarr")
         script("train_wm")
         script("agent_loop", "--agent.stays", "2")
-        script("evaluate", "--json", "out.json", "--evaluation.safety_stays", "4", "--evaluation.planner_samples", "4")
+        script("evaluate", "--json", "out.json", *FEW)
         yield folder
 
 

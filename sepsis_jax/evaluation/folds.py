@@ -41,7 +41,7 @@ def cross_validate(
         raise InputError("--folds", expected=f"at most {patients} folds, one a patient", found=folds)
     share = {name: -(-getattr(settings, name) // folds) for name in ("decisions", "rollouts")}
     settings = dataclasses.replace(settings, **share)
-    published = dataclasses.replace(training, architecture="published", members=1)
+    published = dataclasses.replace(training, architecture="published", members=1, layers=2, dropout=0.2)
     parts: list[Mapping[str, Scores]] = []
     order = []
     for number in range(folds):

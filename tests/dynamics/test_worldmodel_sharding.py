@@ -59,6 +59,7 @@ def test_a_wrong_process_number_is_named(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_losses_do_not_depend_on_the_number_of_devices():
     settings = dataclasses.replace(CARRY, architecture="published", layers=1, members=1)  # compiles faster
     update = jax.jit(steps.update, static_argnames=("settings", "mesh"))
