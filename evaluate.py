@@ -57,6 +57,8 @@ class Flags:
             raise InputError("--steps", expected="a positive number", found=self.steps)
         if self.folds < 0 or self.folds == 1:
             raise InputError("--folds", expected="0, or 2 and more", found=self.folds)
+        if self.case is not None and (self.compare or self.by is not None):
+            raise InputError("--case", expected="no --compare or --by", found="one of them")
         if self.folds and (self.checkpoint or self.compare or self.case is not None):
             raise InputError("--folds", expected="no --checkpoint, --compare or --case", found="one of them")
 
@@ -64,6 +66,8 @@ class Flags:
 def main(argv: list[str]) -> None:
     settings, flags = config.load(argv, Flags, description="Print the tables of a cohort, world model and policies.")
     numbers: Numbers = {}
+    if flags.json is not None:
+        cli.check_json(flags.json)
     if flags.case is not None:
         numbers = _case(settings, flags, flags.case)
     else:

@@ -40,12 +40,13 @@ def main(argv: list[str]) -> None:
     out = flags.out or settings.checkpoint
     files.check_replaceable(out, checkpoint.DESCRIPTION, checkpoint.KIND)
     episodes, manifest = store.load(flags.episodes or settings.episodes)
-    state = out.with_name(f"{out.name}.training")
+    beside = out.absolute()  # a folder like '.' has a name too
+    state = beside.with_name(f"{beside.name}.training")
     if sharding.is_first() and state.exists():
         cli.console.print(f"Going on with the unfinished training in {state}")
     first = None if flags.init is None else weights_to_adapt(settings.world_model, flags.init)
     logging = flags.tensorboard and sharding.is_first()
-    with event_log(out.with_name(f"{out.name}.events")) if logging else nullcontext() as report:
+    with event_log(beside.with_name(f"{beside.name}.events")) if logging else nullcontext() as report:
         scaler = manifest.scaler
         trained = train(settings.world_model, episodes, scaler, first=first, unfinished=state, report=report)
     if sharding.is_first():

@@ -29,6 +29,11 @@ def run(main: Callable[[list[str]], None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
@@ -53,11 +58,19 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def write_json(path: Path, numbers: Mapping[str, float | int | None]) -> None:
-    """One flat object of numbers, written aside and renamed; what is not finite becomes null."""
-    finite = {name: None if value is None or not math.isfinite(value) else value for name, value in numbers.items()}
+def check_json(path: Path) -> None:
+    """Raise InputError unless `path` can become a file. Call it before long work."""
     if not path.name or path.is_dir():
         raise InputError(path, expected="a file", found="a folder")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise InputError(path, expected="a file that can be written", found=f"{folder}, which holds no new file")
+
+
+def write_json(path: Path, numbers: Mapping[str, float | int | None]) -> None:
+    """One flat object of numbers, written aside and renamed; what is not finite becomes null."""
+    check_json(path)
+    finite = {name: None if value is None or not math.isfinite(value) else value for name, value in numbers.items()}
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

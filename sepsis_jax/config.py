@@ -123,7 +123,11 @@ def _parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
             namespace = parser.parse_args(words)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise _explain(file, str(error)) from error
-    return parser.instantiate(namespace)
+    try:
+        return parser.instantiate(namespace)
+    except TypeError as error:  # a section that is a number or a word
+        hint = "write each section's fields below its name"
+        raise InputError(file, expected="fields in every section", found=str(error), hint=hint) from error
 
 
 def _explain(file: str, message: str) -> InputError:

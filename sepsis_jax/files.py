@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from sepsis_jax.errors import InputError
 
@@ -52,6 +54,26 @@ def check_replaceable(out: Path, marker: str, what: str) -> None:
     if out.exists():
         hint = "choose another --out"
         raise InputError(out, expected=f"a new folder or {what}", found="something else", hint=hint)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file by its path inside the folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def check_digests(folder: Path, expected: Any, file: Path, hint: str) -> None:
+    """Raise InputError unless the folder holds what `expected` (see `digests`), read from `file`, says.
+
+    Zarr reads a lost chunk as zeros and a changed one as other numbers, without a word.
+    """
+    if not isinstance(expected, dict):
+        raise InputError(file, field="sha256", expected="a digest a file", found=type(expected).__name__, hint=hint)
+    found = digests(folder)
+    for name, digest in expected.items():
+        if found.get(name) != digest:
+            state = "other bytes" if name in found else "no file"
+            raise InputError(folder, field=name, expected="the file as it was written", found=state, hint=hint)
 
 
 def write(file: Path, content: bytes) -> None:

@@ -89,6 +89,10 @@ class Scaler:
         shapes = [np.shape(value) for value in (scaler.mean, scaler.sd, scaler.static_mean, scaler.static_sd)]
         if shapes != [(NUM_FEATURES,), (NUM_FEATURES,), (3,), (3,)]:
             raise ValueError(f"scaler of shapes {shapes}")
+        if not all(np.isfinite(getattr(scaler, name)).all() for name in values):
+            raise ValueError("scaler with NaN or infinity")
+        if not ((scaler.sd > 0).all() and (scaler.static_sd > 0).all()):
+            raise ValueError("scaler with an SD of 0 or less")
         return scaler
 
 

@@ -75,7 +75,9 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Manifest:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`. Raises ValueError for another schema or step."""
+        if (plain["schema_version"], plain["time_step_h"]) != (SCHEMA_VERSION, 4.0):
+            raise ValueError(f"a manifest of schema {plain['schema_version']} and steps of {plain['time_step_h']} h")
         bins = ActionBins(**{name: tuple(values) for name, values in plain["action_bins"].items()})
         attrition = tuple((label, int(count)) for label, count in plain["attrition"])
         return cls(**plain | {"action_bins": bins, "scaler": Scaler.from_dict(plain["scaler"]), "attrition": attrition})
@@ -93,14 +95,16 @@ def save(out: Path, episodes: Episodes, manifest: Manifest, *, extra: Callable[[
     """
     with files.replacing(out, MANIFEST, KIND) as folder:
         to_dataset(episodes).to_zarr(folder / EPISODES, consolidated=False)
-        (folder / MANIFEST).write_text(json.dumps(manifest.to_dict(), indent=1) + "\n")
+        plain = manifest.to_dict() | {"sha256": files.digests(folder / EPISODES)}
+        (folder / MANIFEST).write_text(json.dumps(plain, indent=1) + "\n")
         if extra is not None:
             extra(folder)
 
 
 def load(path: Path) -> tuple[Episodes, Manifest]:
-    """Read a store. Raises InputError for a missing, foreign, truncated or differently versioned one."""
-    manifest = load_manifest(path)
+    """Read a store. Raises InputError for a missing, foreign, damaged or differently versioned one."""
+    manifest, digests = _read_manifest(Path(path) / MANIFEST)
+    files.check_digests(path / EPISODES, digests, Path(path) / MANIFEST, "prepare the data again")
     try:
         dataset = xr.open_zarr(path / EPISODES, consolidated=False).load()
     except Exception as error:
@@ -110,13 +114,17 @@ def load(path: Path) -> tuple[Episodes, Manifest]:
 
 def load_manifest(path: Path) -> Manifest:
     """The manifest alone; InputError as in `load`."""
-    file = Path(path) / MANIFEST
+    return _read_manifest(Path(path) / MANIFEST)[0]
+
+
+def _read_manifest(file: Path) -> tuple[Manifest, Any]:
+    """The manifest, and the digests that stand beside it."""
     if not file.is_file():
         raise InputError(file, expected="an Episodes store", found="no such file", hint="make one with prepare_data.py")
     try:
         plain = json.loads(file.read_text())
         schema = plain["schema_version"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise InputError(file, expected="JSON with a schema_version", found=_brief(error)) from error
     if schema != SCHEMA_VERSION:
         raise InputError(
@@ -126,8 +134,9 @@ def load_manifest(path: Path) -> Manifest:
             found=schema,
             hint="prepare the data again with this version",
         )
+    digests = plain.pop("sha256", None)
     try:
-        return Manifest.from_dict(plain)
+        return Manifest.from_dict(plain), digests
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(file, expected="the fields of a manifest", found=_brief(error)) from error
 
@@ -185,13 +194,15 @@ def from_dataset(dataset: xr.Dataset, file: object = "dataset") -> Episodes:
 def _check_ranges(fields: dict[str, Any], steps: int, file: object) -> None:
     """InputError for values that no writer of ours produces: a damaged or hand-made store."""
     ranges = {"length": (1, steps), "action": (0, LEVELS - 1), "prior_action": (0, LEVELS - 1), "split": (0, 2)}
-    for name, (least, most) in (ranges | {"exit": (0, 2), "mortality_90d": (-1, 1)}).items():
+    labels = dict.fromkeys(("mortality_90d", "mortality_hospital"), (-1, 1))
+    for name, (least, most) in (ranges | {"exit": (0, 2)} | labels).items():
         value = fields[name]
         if value.size and (value.min() < least or value.max() > most):
             found = f"{value.min()} to {value.max()}"
             raise InputError(file, field=name, expected=f"values from {least} to {most}", found=found)
-    if not np.isfinite(fields["obs"]).all():
-        raise InputError(file, field="obs", expected="finite values", found="NaN or infinity")
+    for name, value in fields.items():
+        if value is not None and not np.isfinite(value).all():
+            raise InputError(file, field=name, expected="finite values", found="NaN or infinity")
 
 
 def _brief(error: Exception) -> str:

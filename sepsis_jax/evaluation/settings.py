@@ -32,7 +32,7 @@ class EvaluationSettings:
     fresh_patients: int = 0
     decisions: int = 15_000
     samples: int = 100
-    rollouts: int = 3_000
+    rollouts: int = 5_000
     rollout_samples: int = 40
     effects: int = 600
     effect_samples: int = 64

@@ -87,6 +87,22 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(saved, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("sofa", None, "sofa: expected an array, found nothing"),
+        ("static", np.nan, "static: expected finite values"),
+        ("vaso_dose", np.inf, "vaso_dose: expected finite values"),
+        ("mortality_hospital", 77, "mortality_hospital: expected values from -1 to 1, found 77 to 77"),
+    ],
+)
+def test_impossible_values_are_refused(name, value, words):
+    dataset = store.to_dataset(EPISODES)
+    dataset = dataset.drop_vars(name) if value is None else dataset.assign({name: dataset[name] * 0 + value})
+    with pytest.raises(InputError, match=words):
+        store.from_dataset(dataset)
+
+
 def edit_manifest(folder, **changes):
     plain = json.loads((folder / store.MANIFEST).read_text())
     (folder / store.MANIFEST).write_text(json.dumps(plain | changes))
@@ -106,9 +122,12 @@ def truncate_zarr(folder):
         (lambda f: edit_manifest(f, schema_version=99), "schema_version: expected 1, found 99"),
         (lambda f: edit_manifest(f, scaler=None), "manifest.json: expected the fields of a manifest"),
         (lambda f: edit_manifest(f, unknown=1), "manifest.json: expected the fields of a manifest"),
-        (lambda f: shutil.rmtree(f / store.EPISODES), "episodes.zarr: expected a readable Zarr store"),
-        (lambda f: shutil.rmtree(f / store.EPISODES / "sofa"), "episodes.zarr: sofa: expected an array, found nothing"),
-        (truncate_zarr, "episodes.zarr: expected a readable Zarr store"),
+        (lambda f: edit_manifest(f, sha256=None), "manifest.json: sha256: expected a digest a file, found NoneType"),
+        (lambda f: edit_manifest(f, time_step_h=1), "manifest.json: expected the fields of a manifest"),
+        (lambda f: shutil.rmtree(f / store.EPISODES), "expected the file as it was written, found no file"),
+        (lambda f: shutil.rmtree(f / store.EPISODES / "sofa"), "expected the file as it was written, found no file"),
+        (lambda f: shutil.rmtree(f / store.EPISODES / "action/c"), "action/c/0/0/0: expected the file as it was"),
+        (truncate_zarr, "obs/c/0/0/0: expected the file as it was written, found other bytes; prepare the data again"),
     ],
 )
 def test_bad_stores_get_one_line(saved, break_it, words):

@@ -91,8 +91,18 @@ def edit(change):
     return damage
 
 
+def largest_array(path):
+    return max((path / checkpoint.ARRAYS).rglob("*"), key=lambda file: file.stat().st_size if file.is_file() else 0)
+
+
+def flip_a_bit(path):
+    content = bytearray(largest_array(path).read_bytes())
+    content[len(content) // 2] ^= 1
+    largest_array(path).write_bytes(content)
+
+
 def truncate_arrays(path):
-    largest = max((path / checkpoint.ARRAYS).rglob("*"), key=lambda file: file.stat().st_size if file.is_file() else 0)
+    largest = largest_array(path)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
 
 
@@ -102,7 +112,7 @@ def truncate_arrays(path):
         (lambda path: shutil.rmtree(path), "expected a world-model checkpoint, found no such file"),
         (lambda path: (path / checkpoint.DESCRIPTION).write_text("{"), "expected JSON with a schema_version"),
         (lambda path: (path / checkpoint.DESCRIPTION).write_text("[]"), "expected JSON with a schema_version"),
-        (edit(lambda d: d.update(schema_version=99)), "schema_version: expected 3, found 99"),
+        (edit(lambda d: d.update(schema_version=99)), "schema_version: expected 4, found 99"),
         (edit(lambda d: d.pop("manifest")), "expected the fields of a checkpoint"),
         (edit(lambda d: d["manifest"].pop("scaler")), "expected the fields of a checkpoint"),
         (edit(lambda d: d["model"].update(architecture="lstm")), "expected carry or published, found lstm"),
@@ -110,8 +120,15 @@ def truncate_arrays(path):
         (edit(lambda d: d["model"].update(hidden="wide")), "model: expected"),
         (edit(lambda d: d["model"].update(hidden=5)), r"expected shape \("),
         (edit(lambda d: d["model"].update(layers=2)), "found nothing"),
-        (truncate_arrays, r"expected \d+ bytes, found \d+$"),
-        (lambda path: shutil.rmtree(path / checkpoint.ARRAYS), r"expected \d+ bytes, found no file$"),
+        (edit(lambda d: d["manifest"].update(time_step_h=1)), "manifest of schema 1 and steps of 1 h"),
+        (edit(lambda d: d["manifest"]["scaler"]["mean"].__setitem__(0, np.nan)), "scaler with NaN"),
+        (edit(lambda d: d["manifest"]["scaler"]["sd"].__setitem__(0, 0)), "scaler with an SD of 0"),
+        (edit(lambda d: d["support"]["mean"].__setitem__(0, np.nan)), "ValueError: NaN or infinity"),
+        (edit(lambda d: d["support"]["log"].__setitem__(0, "x")), "log of other values"),
+        (edit(lambda d: d.pop("sha256")), "sha256: expected a digest a file, found NoneType"),
+        (truncate_arrays, "expected the file as it was written, found other bytes; train again, or copy it anew"),
+        (flip_a_bit, "expected the file as it was written, found other bytes"),
+        (lambda path: shutil.rmtree(path / checkpoint.ARRAYS), "expected the file as it was written, found no file"),
     ],
 )
 def test_bad_checkpoints_get_one_line(saved, damage, message):

@@ -101,13 +101,17 @@ class Support:
 
     @classmethod
     def from_dict(cls, values: dict[str, list[float]]) -> Support:
-        """Inverse of `to_dict`, exact in float32. Raises ValueError for other shapes or empty ranges."""
+        """Inverse of `to_dict`, exact in float32. Raises ValueError for other shapes, empty ranges and NaN."""
+        if not all(isinstance(value, bool) for value in values["log"]):
+            raise ValueError("log of other values than true and false")
         arrays = {name: np.asarray(value, bool if name == "log" else np.float32) for name, value in values.items()}
         support = cls(**arrays)
         if any(array.shape != (NUM_FEATURES,) for array in arrays.values()):
             raise ValueError(f"{NUM_FEATURES} numbers a field expected")
         if not ((support.low < support.high) & (support.sd > 0)).all():
             raise ValueError("an empty range or an SD of 0")
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("NaN or infinity")
         return support
 
 

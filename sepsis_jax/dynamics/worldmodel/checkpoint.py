@@ -19,7 +19,7 @@ from sepsis_jax.data.store import Manifest
 from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.errors import InputError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 KIND = "a world-model checkpoint"
 ARRAYS, DESCRIPTION, METRICS = "arrays", "worldmodel.json", "metrics.csv"
 
@@ -59,7 +59,7 @@ def save(out: Path, checkpoint: Checkpoint, metrics: list[dict[str, float]]) -> 
             "training": checkpoint.training,
             "support": checkpoint.support.to_dict(),
             "manifest": checkpoint.manifest.to_dict(),
-            "bytes": _sizes(folder / ARRAYS),
+            "sha256": files.digests(folder / ARRAYS),
         }
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
         write_metrics(folder / METRICS, metrics)
@@ -89,16 +89,10 @@ def brief(error: Exception) -> str:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a folder. Raises InputError for a missing, foreign, truncated or differently versioned one."""
+    """Read a folder. Raises InputError for a missing, foreign, damaged or differently versioned one."""
     path = Path(path).absolute()
     description = _load_description(path / DESCRIPTION)
-    found = _sizes(path / ARRAYS)
-    sizes = description.get("bytes")
-    if not isinstance(sizes, dict):
-        raise InputError(path / DESCRIPTION, field="bytes", expected="a size a file", found=type(sizes).__name__)
-    for name, size in sizes.items():  # Orbax itself fails late and noisily
-        if found.get(name) != size:
-            raise InputError(path / ARRAYS, field=name, expected=f"{size} bytes", found=found.get(name, "no file"))
+    files.check_digests(path / ARRAYS, description.get("sha256"), path / DESCRIPTION, "train again, or copy it anew")
     try:
         with _orbax() as reader:
             names = reader.metadata(path / ARRAYS).item_metadata.tree
@@ -137,11 +131,6 @@ def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         raise OSError(None, brief(error)) from error
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file by its path inside the folder."""
-    return {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
-
-
 def _load_description(file: Path) -> dict[str, Any]:
     if not file.is_file():
         hint = "train one with train_wm.py"
@@ -149,7 +138,7 @@ def _load_description(file: Path) -> dict[str, Any]:
     try:
         description = json.loads(file.read_text())
         schema = description["schema_version"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise InputError(file, expected="JSON with a schema_version", found=brief(error)) from error
     if schema != SCHEMA_VERSION:
         hint = "train again with this version"

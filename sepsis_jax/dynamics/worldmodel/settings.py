@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal, get_args
 
 from sepsis_jax.dynamics.worldmodel.model import Architecture, WorldModel
@@ -47,7 +48,7 @@ class TrainSettings:
         check_range(self, "world_model", seed=SEEDS, weight_decay=(0, 10), average=(0, 0.9999))
         _ = self.model  # raises for an impossible network
         for name in ("epochs", "patience", "batch_size", "learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise InputError("world_model", field=name, expected="a positive number", found=getattr(self, name))
         if self.precision not in get_args(Precision):
             expected = " or ".join(get_args(Precision))
