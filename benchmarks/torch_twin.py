@@ -125,7 +125,7 @@ class Twin(nn.Module):
         death = _bernoulli(exits, batch["exits"], batch["knows_exits"])
         return {
             "values": -torch.where(measured, values, 0.0).sum() / measured.sum(),
-            "copula": self._copula(center, slopes, batch),
+            "copula": self._copula(center, slopes, zero, batch),
             "mask": -torch.where(has_next, items, 0.0).sum() / has_next.sum() / NUM_MASKED,
             "ventilation": _bernoulli(vent, batch["ventilated"].unsqueeze(-1), has_next.unsqueeze(-1))[0],
             "death": death[0],
@@ -134,14 +134,17 @@ class Twin(nn.Module):
             "mortality_hospital": outcomes[1],
         }
 
-    def _copula(self, center: torch.Tensor, slopes: tuple[torch.Tensor, ...], batch: Batch) -> torch.Tensor:
+    def _copula(
+        self, center: torch.Tensor, slopes: tuple[torch.Tensor, ...], zero: torch.Tensor, batch: Batch
+    ) -> torch.Tensor:
         """At one random step of each stay."""
         with torch.no_grad():
             row = torch.arange(len(center))
             step = (torch.rand(len(center)) * (batch["length"] - 1).clamp(min=1)).long()
-            center, slopes = center[row, step], tuple(slope[row, step] for slope in slopes)
+            center, slopes, zero = center[row, step], tuple(slope[row, step] for slope in slopes), zero[row, step]
             low, high, point, measured = (batch[name][row, step] for name in ("low", "high", "point", "measured"))
-            below, above = _locate(center, slopes, low)[0], _locate(center, slopes, high)[0]
+            below = _score(center, slopes, zero, low, -marginals.LARGEST_SCORE)
+            above = _score(center, slopes, zero, high, marginals.LARGEST_SCORE)
             share, ndtr = torch.rand_like(below), torch.special.ndtr
             place = ((1 - share) * ndtr(below) + share * ndtr(above)).clamp(1e-6, 1 - 1e-6)
             score = torch.where(point, below, torch.special.ndtri(place))
@@ -199,6 +202,16 @@ def _hurdle(found: torch.Tensor, zero: torch.Tensor, batch: Batch) -> torch.Tens
     at_zero = torch.logaddexp(logsigmoid(zero), over)
     last = torch.where(batch["low"][..., -1:].isinf(), at_zero, over)
     return torch.cat([found[..., :-1], last], -1)
+
+
+def _score(
+    center: torch.Tensor, slopes: tuple[torch.Tensor, ...], zero: torch.Tensor, end: torch.Tensor, beyond: float
+) -> torch.Tensor:
+    """`marginals.score`; `beyond` for an infinite end."""
+    at = _locate(center, slopes, torch.where(end.isinf(), center, end))[0]
+    tail = torch.special.ndtr(-at[..., -1:]) * torch.sigmoid(-zero)
+    last = (-torch.special.ndtri(tail)).clamp(-marginals.LARGEST_SCORE, marginals.LARGEST_SCORE)
+    return torch.where(end.isinf(), beyond, torch.cat([at[..., :-1], last], -1))
 
 
 def _locate(

@@ -62,6 +62,8 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ("build: {split_fractions: [0.5, 0.5]}", "build.split_fractions: expected"),
         ("build: {split_fractions: [0.9, 0.9, 0.1]}", "split_fractions: expected shares that sum to 1"),
         ("world_model: {epochs: -1}", "epochs: expected a positive number"),
+        ("world_model: 3", "expected fields in every section"),
+        ("world_model: {learning_rate: .inf}", "learning_rate: expected a positive number"),
         ("world_model: [1", "expected a valid configuration"),
         ("just text", "expected"),
     ],
