@@ -41,7 +41,6 @@ def cross_validate(
         raise InputError("--folds", expected=f"at most {patients} folds, one a patient", found=folds)
     share = {name: -(-getattr(settings, name) // folds) for name in ("decisions", "rollouts")}
     settings = dataclasses.replace(settings, **share)
-    published = dataclasses.replace(training, architecture="published", members=1, layers=2, dropout=0.2)
     parts: list[Mapping[str, Scores]] = []
     order = []
     for number in range(folds):
@@ -51,7 +50,7 @@ def cross_validate(
         learned = rest.subset("train")
         observed = measured_entries(np.asarray(learned.mask)) & learned.valid[..., None]
         scaler = Scaler.fit(np.asarray(learned.obs), observed, np.asarray(learned.static))
-        trained, other = train(training, rest, scaler), train(published, rest, scaler)
+        trained, other = train(training, rest, scaler), train(training.published, rest, scaler)
         compared = (other.model, other.params)
         scored = score(trained.model, trained.params, test, settings, compared=compared, train=learned)
         parts.append(scored.scores)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,4 +130,4 @@ def test_steps_of_shifts_the_action_and_runs_under_jit_and_vmap():
     np.testing.assert_array_equal(made.previous_vasopressor[:, 0], prior[:, 0])
     np.testing.assert_array_equal(made.previous_vasopressor[:, 1:], action[:, :-1, 0])
     vmapped = jax.jit(jax.vmap(lambda *arrays: check(guidelines.steps_of(*arrays))))(obs, action, prior, doses, valid)
-    jax.tree.map(np.testing.assert_array_equal, vmapped, check(made))
+    chex.assert_trees_all_equal(vmapped, check(made))

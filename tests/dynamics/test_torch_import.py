@@ -4,6 +4,7 @@ import pickle
 import re
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -81,7 +82,7 @@ def test_round_trip_is_bit_exact(tmp_path):
         assert old.read_bytes() == new.read_bytes()
     assert len(list(again[0].parent.iterdir())) == 2
     reloaded = load_networks(*again)[1]
-    jax.tree.map(np.testing.assert_array_equal, reloaded, network)
+    chex.assert_trees_all_equal(reloaded, network)
 
 
 def edited(**changes):

@@ -6,7 +6,7 @@ import os
 import pickle
 import zipfile
 
-import jax
+import chex
 import numpy as np
 import pytest
 from torch_files import predict
@@ -103,7 +103,7 @@ def test_pt_round_trip_is_bit_exact(torch, released, tmp_path):
         fresh.load_state_dict(torch.load(path, weights_only=True), strict=True)
         for name, value in module.state_dict().items():
             assert torch.equal(fresh.state_dict()[name], value), name
-    jax.tree.map(np.testing.assert_array_equal, load_networks(*again)[1], network)
+    chex.assert_trees_all_equal(load_networks(*again)[1], network)
 
 
 class Malicious:

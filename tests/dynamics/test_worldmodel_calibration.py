@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import numpy as np
 from factories import fit_scaler, make_episodes
@@ -33,7 +34,7 @@ def test_a_spread_that_is_off_is_found_again(monkeypatch):
     again = calibrate(MODEL, off, EPISODES, KEY)
     np.testing.assert_allclose(spread(again)[:, inside], spread(once)[:, inside], atol=0.06)
     for name in set(params.network) - {"log_spread"}:
-        jax.tree.map(np.testing.assert_array_equal, again.network[name], params.network[name])
+        chex.assert_trees_all_equal(again.network[name], params.network[name])
 
 
 def test_few_values_are_left_alone():

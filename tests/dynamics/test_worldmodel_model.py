@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +50,7 @@ def same_keys(key):
 
 
 def assert_same(left, right):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), left, right)
+    chex.assert_trees_all_close(left, right, rtol=1e-4, atol=1e-5)
 
 
 def test_models_are_hashable_and_equal_by_value():
@@ -82,7 +83,7 @@ def test_nothing_after_the_decision_is_read(world):
     action[step:] = 4
     changed = dataclasses.replace(history, obs=obs, mask=mask, action=action)
     before, after = world.encode(world.params, history), world.encode(world.params, changed)
-    jax.tree.map(np.testing.assert_array_equal, before, after)
+    chex.assert_trees_all_equal(before, after)
 
 
 def test_everything_before_the_decision_matters(world):

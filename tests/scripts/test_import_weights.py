@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_weights_arrive(released, tmp_path):
     import_weights.main(["--source", str(folder), "--out", str(tmp_path / "wm")])
     model, loaded, manifest = WorldModel.from_checkpoint(tmp_path / "wm")
     assert (model.architecture, model.hidden, model.layers, model.members) == ("published", 8, 2, 1)
-    jax.tree.map(np.testing.assert_array_equal, loaded.network, params.network)
+    chex.assert_trees_all_equal(loaded.network, params.network)
     np.testing.assert_allclose(loaded.scaler.mean, params.scaler.mean, rtol=1e-6)
     assert manifest.source == "released"
 

@@ -58,3 +58,8 @@ class TrainSettings:
     def model(self) -> WorldModel:
         """The network that these settings train."""
         return WorldModel(self.architecture, self.hidden, self.layers, self.dropout, self.members)
+
+    @property
+    def published(self) -> TrainSettings:
+        """The network as published (its depth and dropout too), trained in the same way."""
+        return dataclasses.replace(self, architecture="published", members=1, layers=2, dropout=0.2)
