@@ -13,13 +13,16 @@ from sepsis_jax.dynamics.protocol import Dynamics, History, Step, history_at
 from sepsis_jax.dynamics.worldmodel.model import WorldModel
 from sepsis_jax.errors import InputError
 from sepsis_jax.policies.planner import PlannerSettings, recommend
+from sepsis_jax.simulation.batch import simulate
+from sepsis_jax.simulation.course import World
 from sepsis_jax.simulation.policy import Policy
-from sepsis_jax.simulation.rollout import Trajectory, World, rollout, simulate, trajectories
-from sepsis_jax.simulation.statistics import Summarize, Summary
+from sepsis_jax.simulation.record import Event, Summarize, Summary, Trajectories
+from sepsis_jax.simulation.rollout import Trajectory, rollout
 
 __all__ = [
     "Dynamics",
     "Episodes",
+    "Event",
     "History",
     "InputError",
     "Manifest",
@@ -31,6 +34,7 @@ __all__ = [
     "Step",
     "Summarize",
     "Summary",
+    "Trajectories",
     "Trajectory",
     "World",
     "WorldModel",
@@ -41,5 +45,4 @@ __all__ = [
     "save",
     "simulate",
     "simulate_cohort",
-    "trajectories",
 ]

@@ -26,8 +26,8 @@ from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
 from sepsis_jax.errors import InputError
 from sepsis_jax.policies import clinician, planner, rules
+from sepsis_jax.simulation.course import World
 from sepsis_jax.simulation.policy import Policy, probs_at
-from sepsis_jax.simulation.rollout import World
 
 RELEASED_FILES = ("episodes.pkl", "scaler_params_log.json", "episode_feature_config.json")
 """What a folder of released files must hold."""

@@ -140,7 +140,7 @@ def test_a_script_in_a_process_of_its_own(tmp_path):
         ("--agent.concurrency", "0"),
         ("--planner.samples", "0"),
         ("--planner.horizon", "0"),
-        ("--planner.batch_size", "0"),
+        ("--planner.block", "0"),
         ("--clinician.hidden", "0"),
         ("--clinician.updates", "0"),
         ("--clinician.batch_size", "0"),

@@ -14,7 +14,7 @@ from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.clinical.reward import PUBLISHED, Reward
 from sepsis_jax.dynamics.protocol import History, Step
 from sepsis_jax.policies.rules import Guideline
-from sepsis_jax.simulation.rollout import World
+from sepsis_jax.simulation.course import World
 
 MAP, LACTATE = INDEX["meanbp"], INDEX["lactate"]
 
@@ -43,8 +43,10 @@ class ToyDynamics:
     def encode(self, params: ToyParams, history: History) -> jax.Array:
         return history.obs[history.length - 1]
 
-    def step(self, params: ToyParams, state: jax.Array, action: jax.Array, key: jax.Array) -> tuple[jax.Array, Step]:
-        noise = jax.random.normal(key, (2,))
+    def noise(self, key: jax.Array) -> jax.Array:
+        return jax.random.normal(key, (2,))
+
+    def step(self, params: ToyParams, state: jax.Array, action: jax.Array, noise: jax.Array) -> tuple[jax.Array, Step]:
         pressor, fluid = action.astype(jnp.float32)
         state = state.at[MAP].add(params.pressor * (pressor - 1) + params.noise_map * noise[0])
         state = state.at[LACTATE].add(-params.fluid * (fluid - 1) + params.noise_lactate * noise[1])

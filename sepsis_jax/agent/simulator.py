@@ -1,7 +1,7 @@
 """The simulator as the agent sees it: answers about candidate treatments, gathered over concurrent cases.
 
-Requests that arrive within a few milliseconds share one padded, jitted call, so a hundred open cases cost one
-program launch. What a case is told never depends on who else is asking.
+Requests that arrive within a few milliseconds share one call, so a hundred open cases fill the machine. What a case
+is told never depends on who else is asking.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import numpy as np
 from sepsis_jax.clinical.actions import encode
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.policies.planner import PlannerSettings, keeps_guideline
+from sepsis_jax.simulation.batch import simulate
+from sepsis_jax.simulation.course import World
 from sepsis_jax.simulation.policy import probs_at
-from sepsis_jax.simulation.rollout import Record, Trajectory, World, simulate, trajectories
-from sepsis_jax.simulation.statistics import Summarize, Summary
+from sepsis_jax.simulation.record import Record, Summarize, Summary, Trajectories
+from sepsis_jax.simulation.rollout import Trajectory
 
 KEY_FEATURES: tuple[str, ...] = ("meanbp", "heart_rate", "lactate", "creatinine", "output_4hourly", "spo2")
 """What an answer describes over time; every other feature stays in the simulation."""
@@ -123,7 +125,7 @@ class BatchedSimulator:
         self, world: World, params: Any, policy_params: Any, settings: PlannerSettings, *, seed: int, concurrency: int
     ) -> None:
         self._world, self._params, self._policy_params = world, params, policy_params
-        self._settings, self._size = settings, concurrency
+        self._settings = settings
         self._seed = jax.random.key(seed)
         self._foresee = Batcher(self._run_foresee, concurrency)
         self._advance = Batcher(self._run_advance, concurrency)
@@ -137,10 +139,9 @@ class BatchedSimulator:
         return await self._advance.ask((history, action))
 
     def _run_foresee(self, requests: list[tuple[History, np.ndarray]]) -> list[list[Foresight]]:
-        histories = self._stack([history for history, _ in requests])
+        histories = _stack([history for history, _ in requests])
         most = max(len(actions) for _, actions in requests)
-        padded = [np.resize(actions, (most, 2)) for _, actions in requests]
-        plans = np.stack(self._pad(padded))[:, :, None]
+        plans = np.stack([np.resize(actions, (most, 2)) for _, actions in requests])[:, :, None]
         samples, horizon = self._settings.samples, self._settings.horizon
         summary: Summary = self._simulate(histories, plans, self._seed, Summarize(KEY_FEATURES), samples, horizon)
         support = np.asarray(probs_at(self._world.policy, self._policy_params, histories))
@@ -151,24 +152,20 @@ class BatchedSimulator:
         ]
 
     def _run_advance(self, requests: list[tuple[History, np.ndarray]]) -> list[Next]:
-        histories = self._stack([history for history, _ in requests])
-        plans = np.stack(self._pad([action for _, action in requests]))[:, None, None]
+        histories = _stack([history for history, _ in requests])
+        plans = np.stack([action for _, action in requests])[:, None, None]
         seed = jax.random.fold_in(self._seed, _LIVING_STREAM)
-        lived: Trajectory = self._simulate(histories, plans, seed, trajectories, 1, 1)
+        lived: Trajectory = self._simulate(histories, plans, seed, Trajectories(), 1, 1)
+        steps = lived.steps
         return [
-            Next(
-                lived.obs[i, 0, 0, 0],
-                lived.mask[i, 0, 0, 0],
-                int(lived.exit[i, 0, 0, 0]),
-                float(lived.death_90d[i, 0, 0]),
-            )
-            for i in range(len(requests))
+            Next(steps.obs[at], steps.mask[at], int(steps.exit[at]), float(lived.death_90d[at[:-1]]))
+            for at in ((i, 0, 0, 0) for i in range(len(requests)))
         ]
 
     def _simulate(
         self, histories: History, plans: np.ndarray, seed: jax.Array, record: Record, samples: int, horizon: int
     ) -> Any:
-        result = simulate(
+        return simulate(
             self._world,
             self._params,
             self._policy_params,
@@ -178,17 +175,13 @@ class BatchedSimulator:
             record=record,
             samples=samples,
             horizon=horizon,
-            batch_size=self._settings.batch_size,
+            block=self._settings.block,
         )
-        return jax.tree.map(np.asarray, result)
 
-    def _pad(self, rows: list[Any]) -> list[Any]:
-        return rows + [rows[0]] * (self._size - len(rows))
 
-    def _stack(self, histories: list[History]) -> History:
-        stacked: History = jax.tree.map(lambda *leaves: np.stack(leaves), *self._pad(histories))
-        asked = np.arange(self._size) < len(histories)
-        return stacked.replace(length=np.where(asked, stacked.length, 0))  # type: ignore[attr-defined]
+def _stack(histories: list[History]) -> History:
+    stacked: History = jax.tree.map(lambda *leaves: np.stack(leaves), *histories)
+    return stacked
 
 
 def _foresight(
@@ -197,8 +190,8 @@ def _foresight(
     one = jax.tree.map(lambda leaf: leaf[row, k], summary)
     index = int(encode(action))
 
-    def bands(values: np.ndarray) -> dict[str, list[float]]:
-        return {name: values[:, i].tolist() for i, name in enumerate(KEY_FEATURES)}
+    def band(number: int) -> dict[str, list[float]]:
+        return {name: one.quantile[:, i, number].tolist() for i, name in enumerate(KEY_FEATURES)}
 
     return Foresight(
         action=(int(action[0]), int(action[1])),
@@ -207,11 +200,11 @@ def _foresight(
         death_90d=float(one.death_90d),
         support=float(support[index]),
         keeps_guideline=bool(allowed[index]),
-        low=bands(one.low),
-        median=bands(one.median),
-        high=bands(one.high),
-        map_below_65=one.map_below_65.tolist(),
-        lactate_falls=one.lactate_falls.tolist(),
+        low=band(0),
+        median=band(1),
+        high=band(2),
+        map_below_65=one.events["map_below_65"].tolist(),
+        lactate_falls=one.events["lactate_falls"].tolist(),
         in_icu=one.in_icu.tolist(),
-        sofa=one.sofa.tolist(),
+        sofa=one.events["sofa"].tolist(),
     )

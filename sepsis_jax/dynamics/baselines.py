@@ -17,7 +17,7 @@ from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.dynamics.protocol import History, Step
 from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.marginals import Marginals
-from sepsis_jax.dynamics.worldmodel.prediction import Prediction, draw
+from sepsis_jax.dynamics.worldmodel.prediction import Noise, Prediction, draw, draw_noise
 from sepsis_jax.errors import InputError
 
 _RIDGE = 1.0  # in units of one decision; keeps features that never vary from an infinite coefficient
@@ -104,10 +104,14 @@ class VAR:
         values = Marginals(row @ params.weight, jnp.log(jnp.asarray(params.sd))[None])
         return Prediction(values, loading=None, mask=None, vent_logit=None, exit_logit=None)
 
-    def step(self, params: VARParams, state: Last, action: jax.Array, key: jax.Array) -> tuple[Last, Step]:
-        """Draw the next 4 h under `action` int[2]. Consumes `key`."""
+    def noise(self, key: jax.Array) -> Noise:
+        """Random numbers of one step. Consumes `key`."""
+        return draw_noise(key, rank=0, masks=False)
+
+    def step(self, params: VARParams, state: Last, action: jax.Array, noise: Noise) -> tuple[Last, Step]:
+        """The next 4 h under `action` int[2] with what `noise` drew."""
         prediction = self.decode(params, state, action)
-        value, obs, mask = draw(prediction, params.support, state.obs, state.mask, key)
+        value, obs, mask = draw(prediction, params.support, state.obs, state.mask, noise)
         return Last(obs, mask, state.static), Step(obs, mask, jnp.float32(0), jnp.zeros(2), value)
 
     def outcome(self, params: VARParams, state: Last) -> jax.Array:

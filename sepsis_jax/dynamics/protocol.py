@@ -1,7 +1,7 @@
 """The `Dynamics` protocol: all that simulation, planning and the agent know about a model of patients.
 
 Functions describe one trajectory; callers `vmap` them over patients, candidates and samples. Every model honours
-common random numbers: randomness comes from the key alone, and the key never depends on the action.
+common random numbers: a step's noise is drawn before the step, by `noise`, which sees neither state nor action.
 """
 
 from __future__ import annotations
@@ -80,8 +80,12 @@ class Dynamics(Protocol):
         """State of one patient at the decision about step `history.length - 1`, as any pytree."""
         ...
 
-    def step(self, params: Any, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Step]:
-        """Advance 4 h under `action` int[2]; consumes `key`, which must not depend on the action."""
+    def noise(self, key: jax.Array) -> Any:
+        """All random numbers of one step, as any pytree. Consumes `key`."""
+        ...
+
+    def step(self, params: Any, state: Any, action: jax.Array, noise: Any) -> tuple[Any, Step]:
+        """Advance 4 h under `action` int[2] with what `noise` drew. Deterministic."""
         ...
 
     def outcome(self, params: Any, state: Any) -> jax.Array:
@@ -129,11 +133,35 @@ def step_keys(key: jax.Array, step: Any) -> StepKeys:
     return StepKeys(*jax.random.split(jax.random.fold_in(key, step), 3))
 
 
-def sample_exit(exit_hazard: jax.Array, key: jax.Array) -> jax.Array:
-    """Draw how the step ends: int8[] 0 still in the ICU, 1 death, 2 discharge. Consumes `key`.
+@struct.dataclass
+class StepNoise:
+    """All random numbers of one simulated step.
 
-    Death and discharge each compare one shared uniform with their hazard f32[2], death first, so that under common
-    random numbers a lower hazard can only turn a death into a survival, never the reverse.
+    Attributes:
+      dynamics: what `Dynamics.noise` drew. exit: f32[2] and action: f32[] uniforms of the exit and of a policy.
     """
-    death, discharge = jax.random.uniform(key, (2,)) < exit_hazard
+
+    dynamics: Any
+    exit: Any
+    action: Any
+
+
+def step_noise(dynamics: Dynamics, key: jax.Array, step: Any) -> StepNoise:
+    """Noise of step i32[] of the trajectory with this key."""
+    keys = step_keys(key, step)
+    return StepNoise(dynamics.noise(keys.noise), exit_uniform(keys), jax.random.uniform(keys.action))
+
+
+def exit_uniform(keys: StepKeys) -> jax.Array:
+    """f32[2] for `sample_exit`."""
+    return jax.random.uniform(keys.exit, (2,))
+
+
+def sample_exit(exit_hazard: jax.Array, uniform: jax.Array) -> jax.Array:
+    """How the step ends: int8[] 0 still in the ICU, 1 death, 2 discharge.
+
+    Death and discharge each compare one shared `uniform` f32[2] with their hazard f32[2], death first, so that under
+    common random numbers a lower hazard can only turn a death into a survival, never the reverse.
+    """
+    death, discharge = uniform < exit_hazard
     return jnp.where(death, EXIT_DEATH, jnp.where(discharge, EXIT_DISCHARGE, EXIT_TRUNCATED)).astype(jnp.int8)

@@ -89,7 +89,7 @@ def sample_courses(
         def course(key: jax.Array) -> Courses:
             def advance(state: Any, inputs: tuple[Any, Any]) -> tuple[Any, tuple[Any, jax.Array]]:
                 number, action = inputs
-                state, step = dynamics.step(own, state, action, step_keys(key, number).noise)
+                state, step = dynamics.step(own, state, action, dynamics.noise(step_keys(key, number).noise))
                 return state, (keep(step), step.exit_hazard)
 
             if horizon == 1:  # outside a loop, what does not depend on the sample is computed once

@@ -63,16 +63,16 @@ class _Mortality:
         state = self.dynamics.encode(params, history_of(episode, last))
         action = episode.action[last]
 
-        def death(frailty: jax.Array, key: jax.Array) -> jax.Array:
+        def death(frailty: jax.Array, noise: Any) -> jax.Array:
             typical = dataclasses.replace(state, patient=dataclasses.replace(state.patient, frailty=frailty))
-            after, step = self.dynamics.step(params, typical, action, key)
+            after, step = self.dynamics.step(params, typical, action, noise)
             hazard, leaves = step.exit_hazard[0], (1 - step.exit_hazard[0]) * step.exit_hazard[1]
             later = self.dynamics.outcome(params, after)
             return jnp.stack([hazard + (1 - hazard) * later, hazard + leaves * later, hazard + leaves])
 
         def sample(number: Any) -> jax.Array:
             key = step_keys(trajectory_key(seed, episode.stay_id, last, number), 0).noise
-            each = jax.vmap(death, (0, None))(jnp.asarray(_NODES, jnp.float32), key)
+            each = jax.vmap(death, (0, None))(jnp.asarray(_NODES, jnp.float32), self.dynamics.noise(key))
             return jnp.asarray(_WEIGHTS / _WEIGHTS.sum(), jnp.float32) @ each
 
         return jax.vmap(sample)(jnp.arange(self.samples)).mean(axis=0)

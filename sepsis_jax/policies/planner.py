@@ -19,8 +19,9 @@ from sepsis_jax.clinical.actions import ALL_ACTIONS
 from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.errors import check_range
-from sepsis_jax.simulation.rollout import World, simulate
-from sepsis_jax.simulation.statistics import Returns, returns
+from sepsis_jax.simulation.batch import BLOCK, simulate
+from sepsis_jax.simulation.course import World
+from sepsis_jax.simulation.record import RETURNS, Summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +32,16 @@ class PlannerSettings:
       samples: S, simulated futures a candidate.
       horizon: H, 4-h steps; the candidate's levels are given for the first, the clinician estimate goes on.
       shield: choose only among actions that keep the guideline rules.
-      batch_size: patients simulated at once; bounds the memory.
+      block: trajectories simulated at once; bounds the memory.
     """
 
     samples: int = 256
     horizon: int = 6
     shield: bool = True
-    batch_size: int = 1
+    block: int = BLOCK
 
     def __post_init__(self) -> None:
-        check_range(self, "planner", samples=(2, 1_000_000), horizon=(1, 1000), batch_size=(1, 1_000_000))
+        check_range(self, "planner", samples=(2, 1_000_000), horizon=(1, 1000), block=(1, 10_000_000))
 
 
 @struct.dataclass
@@ -49,12 +50,12 @@ class Recommendation:
 
     Attributes:
       action: int8[B,2] the choice.
-      returns: Returns with leading [B,25] in the order of `ALL_ACTIONS`.
+      returns: Summary of the ends with leading [B,25], in the order of `ALL_ACTIONS`.
       allowed: bool[B,25] actions that keep the guideline rules.
     """
 
     action: Any
-    returns: Returns
+    returns: Summary
     allowed: Any
 
 
@@ -76,10 +77,10 @@ def recommend(
         histories,
         plans,
         seed,
-        record=returns,
+        record=RETURNS,
         samples=settings.samples,
         horizon=settings.horizon,
-        batch_size=settings.batch_size,
+        block=settings.block,
     )
     allowed = keeps_guideline(histories)
     choice = best(np.asarray(found.value), allowed, shield=settings.shield)

@@ -23,7 +23,8 @@ from sepsis_jax.clinical.features import NAMES
 from sepsis_jax.errors import InputError
 from sepsis_jax.policies.planner import PlannerSettings
 from sepsis_jax.policies.rules import Guideline
-from sepsis_jax.simulation.rollout import simulate, trajectories
+from sepsis_jax.simulation.batch import simulate
+from sepsis_jax.simulation.record import Trajectories
 
 EPISODES = make_episodes(8, 6, seed=11)
 SIMULATOR = BatchedSimulator(
@@ -264,6 +265,6 @@ def test_living_noise_is_not_the_judging_noise():
     batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], history)
     plans = np.ones((1, 1, 1, 2), np.int8)
     judged = simulate(
-        toy_world(), toy_params(), None, batch, plans, jax.random.key(0), record=trajectories, samples=16, horizon=1
+        toy_world(), toy_params(), None, batch, plans, jax.random.key(0), record=Trajectories(), samples=16, horizon=1
     )
-    assert np.abs(np.asarray(judged.obs[0, 0, :, 0, MAP]) - lived).min() > 1e-3
+    assert np.abs(np.asarray(judged.steps.obs[0, 0, :, 0, MAP]) - lived).min() > 1e-3

@@ -16,7 +16,7 @@ from sepsis_jax.dynamics.patient.behaviour import propensities
 from sepsis_jax.dynamics.patient.cohort import MAX_STEPS
 from sepsis_jax.dynamics.patient.dynamics import Params, PatientDynamics
 from sepsis_jax.dynamics.patient.parameters import Knobs
-from sepsis_jax.dynamics.protocol import sample_exit, step_keys, trajectory_key
+from sepsis_jax.dynamics.protocol import exit_uniform, sample_exit, step_keys, trajectory_key
 
 DYNAMICS = PatientDynamics()
 
@@ -102,8 +102,8 @@ def _one(seed: Any, knobs: Knobs, arm: Arm, sample: Any, tilt: Any, stay: Any) -
         tilted = jax.nn.softmax(tilt * jnp.log(probs))
         clinician = actions.decode(jax.random.categorical(keys.action, jnp.log(tilted)))
         action = jnp.where(index < 0, 0, _treat(arm, state, previous, given, clinician))
-        after, step = DYNAMICS.step(params, state, action, keys.noise)
-        exit = sample_exit(step.exit_hazard, keys.exit)
+        after, step = DYNAMICS.step(params, state, action, DYNAMICS.noise(keys.noise))
+        exit = sample_exit(step.exit_hazard, exit_uniform(keys))
         death = jnp.where(exit == 1, 1.0, DYNAMICS.outcome(params, after))
         derived = physiology.derive(after.latent, after.patient)
         litres = DYNAMICS.doses(state.patient, action)[1] / 1000.0

@@ -38,7 +38,7 @@ def _admit(knobs, seed):
 def _step(knobs, seed, stay, state, action, index):
     def one(stay, state, action, index):
         key = step_keys(trajectory_key(seed, stay, 0, 0), index).noise
-        return DYNAMICS.step(Params(knobs), state, action, key)
+        return DYNAMICS.step(Params(knobs), state, action, DYNAMICS.noise(key))
 
     return jax.vmap(one)(stay, state, action, index)
 

@@ -49,6 +49,10 @@ def same_keys(key):
     return jnp.broadcast_to(key, (SAMPLES,))
 
 
+def noises(world, keys):
+    return jax.vmap(world.model.noise)(keys)
+
+
 def assert_same(left, right):
     chex.assert_trees_all_close(left, right, rtol=1e-4, atol=1e-5)
 
@@ -101,7 +105,7 @@ def test_steps_are_possible_and_follow_the_protocol(world):
     actions = jnp.tile(jnp.array([[4, 0]]), (SAMPLES, 1))
     for seed in range(3):
         keys = jax.random.split(jax.random.key(seed), SAMPLES)
-        states, step = world.step(world.params, state, actions, keys)
+        states, step = world.step(world.params, state, actions, noises(world, keys))
         obs = np.asarray(step.obs)
         assert (obs >= LOW).all() and (obs <= HIGH).all()
         assert (obs[:, INDEX["diabp"]] < obs[:, INDEX["meanbp"]]).all()
@@ -124,7 +128,9 @@ def test_steps_are_possible_and_follow_the_protocol(world):
 def test_the_action_moves_the_prediction_but_not_the_noise(world):
     state = world.encode(world.params, world.history(0, 2))
     actions = jnp.array([[0, 0], [4, 4]])
-    _, step = world.step(world.params, state, jnp.tile(actions, (SAMPLES // 2, 1)), same_keys(jax.random.key(5)))
+    _, step = world.step(
+        world.params, state, jnp.tile(actions, (SAMPLES // 2, 1)), noises(world, same_keys(jax.random.key(5)))
+    )
     step = jax.tree.map(lambda leaf: leaf[:2], step)
     assert np.abs(step.vent_prob[0] - step.vent_prob[1]) > 0
     decoded = [world.decode(world.params, state, action) for action in actions]
@@ -144,7 +150,7 @@ def test_unroll_repeats_step(world):
     last, steps = world.unroll(world.params, state, plan, key)
     for i, action in enumerate(plan):
         actions, keys = jnp.tile(action[None], (SAMPLES, 1)), same_keys(step_keys(key, i).noise)
-        states, step = world.step(world.params, state, actions, keys)
+        states, step = world.step(world.params, state, actions, noises(world, keys))
         state = jax.tree.map(lambda leaf: leaf[0], states)
         assert_same(jax.tree.map(lambda leaf: leaf[i], steps), jax.tree.map(lambda leaf: leaf[0], step))  # noqa: B023
     assert_same(last, state)

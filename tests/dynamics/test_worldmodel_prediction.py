@@ -16,6 +16,7 @@ from sepsis_jax.dynamics.worldmodel.prediction import (
     MaskMixture,
     Prediction,
     draw,
+    draw_noise,
     joint_log_density,
     mask_log_prob,
     mask_prob,
@@ -39,6 +40,10 @@ def make_prediction(rng, *, mask_logit=0.0, slopes=SLOPES):
     log_slope = jnp.float32(rng.normal(size=(slopes, NUM_FEATURES)) * 0.3 - 1)
     values = Marginals(jnp.float32(rng.normal(size=NUM_FEATURES)), log_slope)
     return Prediction(values, loading=None, mask=mask, vent_logit=jnp.float32(0), exit_logit=None)
+
+
+def noise_of(key):
+    return draw_noise(key, rank=0, masks=True)
 
 
 def check_possible(obs):
@@ -76,7 +81,7 @@ def test_a_drawn_pressure_gives_way_to_carried_ones(dia, to_mean, to_sys, value,
 def test_a_draw_follows_the_marginals_where_measured_and_keeps_the_carried_value_elsewhere():
     prediction = make_prediction(np.random.default_rng(0))
     keys = jax.random.split(jax.random.key(0), 4000)
-    drawn = jax.jit(jax.vmap(lambda key: draw(prediction, PLAUSIBLE, OBS, jnp.zeros(38, bool), key)))(keys)
+    drawn = jax.jit(jax.vmap(lambda key: draw(prediction, PLAUSIBLE, OBS, jnp.zeros(38, bool), noise_of(key))))(keys)
     value, obs, mask = map(np.asarray, drawn)
     np.testing.assert_allclose(mask.mean(axis=0), 0.5, atol=0.05)
     held = np.broadcast_to(OBS[:-1], mask.shape)[~mask]
@@ -100,7 +105,9 @@ def test_two_actions_share_the_noise():
     for logit in (0.0, 1.0):
         prediction = make_prediction(rng, mask_logit=logit)
         values = Marginals(prediction.values.center * 0.1, prediction.values.log_slope - 2)
-        drawn = draw(prediction.replace(values=values), PLAUSIBLE, OBS, jnp.zeros(38, bool), jax.random.key(7))
+        drawn = draw(
+            prediction.replace(values=values), PLAUSIBLE, OBS, jnp.zeros(38, bool), noise_of(jax.random.key(7))
+        )
         scores.append(np.asarray(marginals.score(values, PLAUSIBLE.normalize(drawn.value))))
         masks.append(np.asarray(drawn.mask))
     assert (masks[1] >= masks[0]).all() and (masks[1] > masks[0]).any()
@@ -110,7 +117,7 @@ def test_two_actions_share_the_noise():
 def test_a_frozen_mask_draws_every_value():
     mask = jnp.asarray(EPISODES.mask[0, 0])
     prediction = make_prediction(np.random.default_rng(2), mask_logit=None, slopes=1)
-    drawn = draw(prediction, PLAUSIBLE, OBS, mask, jax.random.key(0))
+    drawn = draw(prediction, PLAUSIBLE, OBS, mask, noise_of(jax.random.key(0)))
     np.testing.assert_array_equal(drawn.mask, mask)
     assert (np.asarray(drawn.obs) != np.asarray(OBS))[CONTINUOUS].all()
 
@@ -202,7 +209,9 @@ def test_drawn_masks_keep_the_patterns():
     mask = MaskMixture(jnp.log(jnp.float32([0.3, 0.7])), jnp.float32(logit))
     prediction = make_prediction(np.random.default_rng(7)).replace(mask=mask)
     keys = jax.random.split(jax.random.key(1), 2000)
-    drawn = np.asarray(jax.jit(jax.vmap(lambda k: draw(prediction, PLAUSIBLE, OBS, jnp.zeros(38, bool), k).mask))(keys))
+    drawn = np.asarray(
+        jax.jit(jax.vmap(lambda k: draw(prediction, PLAUSIBLE, OBS, jnp.zeros(38, bool), noise_of(k)).mask))(keys)
+    )
     first = drawn[:, 0]
     assert (drawn == np.where(first[:, None], panel, ~panel)).all()
     np.testing.assert_allclose(first.mean(), 0.3, atol=0.04)

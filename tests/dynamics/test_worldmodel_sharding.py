@@ -18,8 +18,9 @@ from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.losses import history_of
 from sepsis_jax.dynamics.worldmodel.settings import TrainSettings
 from sepsis_jax.errors import InputError
-from sepsis_jax.simulation.rollout import World, simulate
-from sepsis_jax.simulation.statistics import Summarize
+from sepsis_jax.simulation.batch import Layout, make_job, run_block
+from sepsis_jax.simulation.course import World
+from sepsis_jax.simulation.record import Summarize
 
 CARRY = TrainSettings(hidden=8, layers=2, members=2, batch_size=12)
 
@@ -107,12 +108,8 @@ def test_the_rollout_lowers_for_tpu_and_cuda():
     scaler = fit_scaler(episodes)
     params = model.init(scaler, Support.plausible(scaler), jax.random.key(0))
     world = World(model, AI_CLINICIAN_BINS, PUBLISHED)
-    run = partial(simulate, record=Summarize(), samples=16, horizon=2)
-    plans = np.zeros((2, 3, 2, 2), np.int8)
-    _, text = exported(
-        jax.jit(lambda params, histories, key: run(world, params, None, histories, plans, key)),
-        params,
-        jax.tree.map(jnp.asarray, history_of(episodes)),
-        jax.random.key(0),
-    )
+    layout = Layout.of(model.members, samples=16, horizon=2, block=256)
+    job = make_job(layout, history_of(episodes), np.array([0, 0, 1]), np.zeros((3, layout.rows, 2), np.int8), 16, 2)
+    run = jax.jit(lambda params, job, key: run_block(world, Summarize(), layout, params, None, job, key))
+    _, text = exported(run, params, jax.tree.map(jnp.asarray, job), jax.random.key(0))
     assert_runs_on_accelerators(text)

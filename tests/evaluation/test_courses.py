@@ -24,7 +24,8 @@ from sepsis_jax.evaluation.courses import (
     sample_courses,
     weights_of_staying,
 )
-from sepsis_jax.simulation.rollout import simulate, trajectories
+from sepsis_jax.simulation.batch import simulate
+from sepsis_jax.simulation.record import Trajectories
 
 EPISODES = make_episodes(12, 6, seed=1)
 
@@ -55,11 +56,11 @@ def test_courses_are_those_of_simulate_until_the_exit():
     world = dataclasses.replace(toy_world(), dynamics=_Pair())
     plans = np.repeat(EPISODES.action[rows, steps][:, None, None], 3, axis=2)
     kept = simulate(
-        world, params, None, history_at(EPISODES, rows, steps), plans, jax.random.key(3), record=trajectories,
+        world, params, None, history_at(EPISODES, rows, steps), plans, jax.random.key(3), record=Trajectories(),
         samples=7, horizon=3,
     )  # fmt: skip
     value, _ = over_decisions(_Values(_Pair()), params, EPISODES, Decisions(rows, steps), batch_size=2, title="")
-    np.testing.assert_allclose(value, np.asarray(kept.obs)[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(value, kept.steps.obs[:, 0], rtol=1e-6)
     spread = value[:, :, 0, MAP].round(3)
     assert all(np.unique(row[1::2]).size == 1 and np.unique(row[::2]).size == 4 for row in spread)
 

@@ -18,9 +18,9 @@ from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.policies import clinician, planner, rules
 from sepsis_jax.policies.clinician import Clinician, ClinicianSettings
 from sepsis_jax.policies.planner import PlannerSettings
+from sepsis_jax.simulation.batch import simulate
 from sepsis_jax.simulation.policy import probs_at
-from sepsis_jax.simulation.rollout import simulate
-from sepsis_jax.simulation.statistics import returns
+from sepsis_jax.simulation.record import RETURNS
 
 SETTINGS = PlannerSettings(samples=32, horizon=3)
 EPISODES = make_episodes(12, 6, seed=5)
@@ -94,7 +94,7 @@ def test_planner_value_is_that_of_simulate():
     histories = histories_with(60.0, 3.0)
     plans = np.broadcast_to(ALL_ACTIONS[None, :, None], (6, 25, 1, 2))
     direct = simulate(
-        toy_world(), toy_params(), None, histories, plans, jax.random.key(1), record=returns, samples=32, horizon=3
+        toy_world(), toy_params(), None, histories, plans, jax.random.key(1), record=RETURNS, samples=32, horizon=3
     )
     np.testing.assert_allclose(recommend(histories).returns.value, direct.value, rtol=1e-6)
 

@@ -18,8 +18,9 @@ from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.clinical.features import URINE
 from sepsis_jax.clinical.reward import OUTCOME_ONLY, PUBLISHED
 from sepsis_jax.dynamics.protocol import history_at, step_keys, trajectory_key
-from sepsis_jax.simulation.rollout import rollout, simulate, trajectories
-from sepsis_jax.simulation.statistics import Summarize
+from sepsis_jax.simulation.batch import BLOCK, simulate
+from sepsis_jax.simulation.record import Summarize, Trajectories
+from sepsis_jax.simulation.rollout import rollout
 
 HORIZON, SAMPLES = 5, 16
 SEED = jax.random.key(7)
@@ -31,7 +32,7 @@ def one(histories, row):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[row], histories)
 
 
-def run(histories, plans, *, record=trajectories, samples=SAMPLES, world=None, params=None, **options):
+def run(histories, plans, *, record=Trajectories(), samples=SAMPLES, world=None, params=None, **options):
     world = toy_world() if world is None else world
     params = toy_params() if params is None else params
     plans = jnp.asarray(plans, jnp.int8)
@@ -89,8 +90,8 @@ def test_trajectories_equal_a_numpy_loop():
             for s in range(SAMPLES):
                 steps, exit, value, died = oracle(one(HISTORIES, b), plans[b, k], s)
                 exits.add(exit)
-                np.testing.assert_allclose(got.obs[b, k, s, : len(steps)], steps, rtol=1e-5, atol=1e-3)
-                assert got.exit[b, k, s, -1] == exit
+                np.testing.assert_allclose(got.steps.obs[b, k, s, : len(steps)], steps, rtol=1e-5, atol=1e-3)
+                assert got.steps.exit[b, k, s, -1] == exit
                 np.testing.assert_allclose(got.value[b, k, s], value, rtol=1e-4, atol=1e-3)
                 np.testing.assert_allclose(got.death_90d[b, k, s], died, rtol=1e-4, atol=1e-5)
     assert exits == {0, 1, 2}, "the case must exercise every kind of end"
@@ -100,15 +101,15 @@ def test_candidates_share_their_noise():
     """Effects of an action under common random numbers are exact: the toy's are the same for every sample."""
     params = dataclasses.replace(toy_params(), discharge=jnp.float32(0), death=jnp.float32(0))
     got = run(HISTORIES, full_plans(), params=params)
-    effect = got.obs[:, :, :, 0, MAP] - got.obs[:, :1, :, 0, MAP]
+    effect = got.steps.obs[:, :, :, 0, MAP] - got.steps.obs[:, :1, :, 0, MAP]
     expected = 3.0 * np.array([0, 1, 4], np.float32)
     np.testing.assert_allclose(effect, np.broadcast_to(expected[None, :, None], effect.shape), atol=1e-3)
 
 
-def test_a_stay_does_not_depend_on_its_batch_mates_or_the_batch_size():
+def test_a_stay_does_not_depend_on_its_batch_mates_or_the_block():
     usual = run(HISTORIES, full_plans())
-    for rows, batch_size in (([2, 1, 1], 1), ([1, 0, 2], 1), ([0, 2, 1], 2)):
-        other = run(one_batch(HISTORIES, rows), full_plans(), batch_size=batch_size)
+    for rows, block in (([2, 1, 1], BLOCK), ([1, 0, 2], BLOCK), ([0, 2, 1], 64)):
+        other = run(one_batch(HISTORIES, rows), full_plans(), block=block)
         position = rows.index(1)
         for a, b in zip(jax.tree.leaves(usual), jax.tree.leaves(other), strict=True):
             np.testing.assert_array_equal(a[1], b[position])
@@ -121,7 +122,8 @@ def one_batch(histories, rows):
 def test_samples_steps_and_stays_draw_different_noise():
     got = run(HISTORIES, full_plans(3, [(1, 1)]))
     first = (
-        got.obs[:, 0, :, 0, MAP] - np.asarray([HISTORIES.obs[b, t, MAP] for b, t in ((0, 0), (1, 1), (2, 1))])[:, None]
+        got.steps.obs[:, 0, :, 0, MAP]
+        - np.asarray([HISTORIES.obs[b, t, MAP] for b, t in ((0, 0), (1, 1), (2, 1))])[:, None]
     )
     assert len(np.unique(first.round(4))) == first.size
 
@@ -129,12 +131,12 @@ def test_samples_steps_and_stays_draw_different_noise():
 def test_nothing_happens_after_the_exit():
     params = dataclasses.replace(toy_params(), discharge=jnp.float32(0.5))
     got = run(HISTORIES, full_plans(candidates=[(0, 0)] * 3), params=params)
-    left = got.exit[..., :-1] != 0
+    left = got.steps.exit[..., :-1] != 0
     assert left.any() and not left.all()
-    np.testing.assert_array_equal(got.obs[..., 1:, :][left], got.obs[..., :-1, :][left])
-    np.testing.assert_array_equal(got.exit[..., 1:][left], got.exit[..., :-1][left])
-    assert not got.mask[..., 1:, :][left].any()
-    assert (got.reward[got.exit != 0] == 0).all()
+    np.testing.assert_array_equal(got.steps.obs[..., 1:, :][left], got.steps.obs[..., :-1, :][left])
+    np.testing.assert_array_equal(got.steps.exit[..., 1:][left], got.steps.exit[..., :-1][left])
+    assert not got.steps.mask[..., 1:, :][left].any()
+    assert (got.steps.reward[got.steps.exit != 0] == 0).all()
 
 
 def test_the_terminal_reward_is_discounted_to_the_exit():
@@ -142,7 +144,7 @@ def test_the_terminal_reward_is_discounted_to_the_exit():
     world = toy_world(dataclasses.replace(OUTCOME_ONLY, gamma=0.9))
     params = dataclasses.replace(toy_params(), discharge=jnp.float32(0.4))
     got = run(HISTORIES, full_plans(candidates=[(2, 2)] * 3), world=world, params=params)
-    step = np.where(got.exit[..., -1] == 0, HORIZON - 1, (got.exit == 0).sum(-1))
+    step = np.where(got.steps.exit[..., -1] == 0, HORIZON - 1, (got.steps.exit == 0).sum(-1))
     np.testing.assert_allclose(got.value, 0.9**step * 15 * (1 - 2 * got.death_90d), rtol=1e-5)
     assert len(np.unique(step)) > 2
 
@@ -150,9 +152,9 @@ def test_the_terminal_reward_is_discounted_to_the_exit():
 def test_a_plan_gives_way_to_the_policy():
     plans = np.broadcast_to(np.array([4, 4], np.int8), (3, 1, 1, 2))
     got = run(HISTORIES, plans)
-    assert (got.action[..., 0, :] == 4).all()
+    assert (got.steps.action[..., 0, :] == 4).all()
     # The guideline rule moves the vasopressor by at most one level a step.
-    change = np.diff(got.action[..., 0].astype(int), axis=-1)
+    change = np.diff(got.steps.action[..., 0].astype(int), axis=-1)
     assert np.abs(change).max() <= 1 and (change == -1).any()
 
 
@@ -174,10 +176,10 @@ def test_single_rollout_equals_the_batched_one():
     world, params, history = toy_world(), toy_params(), one(HISTORIES, 2)
     plan = jnp.asarray([[1, 2]], jnp.int8)
     key = trajectory_key(SEED, history.stay_id, history.length - 1, 3)
-    state = world.dynamics.encode(params, history)
-    single = jax.jit(partial(rollout, world, params, None, history, state, plan, horizon=HORIZON))(key)
+    single = jax.jit(partial(rollout, world, params, None, history, plan, horizon=HORIZON))(key)
     batch = run(HISTORIES, np.broadcast_to(np.asarray(plan), (3, 1, 1, 2)))
-    np.testing.assert_allclose(single.obs, batch.obs[2, 0, 3], rtol=1e-5)
+    np.testing.assert_allclose(single.steps.obs, batch.steps.obs[2, 0, 3], rtol=1e-5)
+    np.testing.assert_allclose(single.value, batch.value[2, 0, 3], rtol=1e-5)
 
 
 def test_proper_sofa_follows_the_dose():
@@ -185,7 +187,7 @@ def test_proper_sofa_follows_the_dose():
     world = toy_world(dataclasses.replace(PUBLISHED, sofa="proper"))
     plans = full_plans(candidates=[(0, 1), (1, 1), (4, 1)])
     params = ToyParams(*(jnp.float32(v) for v in (0, 0, 0, 0, 0, 0)))  # nothing changes but the dose
-    got = run(HISTORIES, plans, world=world, params=params).sofa[..., 0]
+    got = run(HISTORIES, plans, world=world, params=params).steps.sofa[..., 0]
     low_map = np.asarray([HISTORIES.obs[b, t, MAP] < 70 for b, t in ((0, 0), (1, 1), (2, 1))])
     assert AI_CLINICIAN_BINS.vaso_dose[1] <= 0.1 < AI_CLINICIAN_BINS.vaso_dose[4]
     np.testing.assert_array_equal(got[:, 1, 0] - got[:, 0, 0], 3 - low_map)
@@ -196,24 +198,24 @@ def test_summary_equals_numpy_statistics():
     params = dataclasses.replace(toy_params(), discharge=jnp.float32(0.3))
     full = run(HISTORIES, full_plans(), params=params)
     got = run(HISTORIES, full_plans(), params=params, record=Summarize())
-    there = full.exit == 0
+    there = full.steps.exit == 0
     np.testing.assert_allclose(got.in_icu, there.mean(2), rtol=1e-6)
-    np.testing.assert_allclose(got.died, (full.exit == 1).mean(2), rtol=1e-6)
-    np.testing.assert_allclose(got.discharged, (full.exit == 2).mean(2), rtol=1e-6)
+    np.testing.assert_allclose(got.died, (full.steps.exit == 1).mean(2), rtol=1e-6)
+    np.testing.assert_allclose(got.discharged, (full.steps.exit == 2).mean(2), rtol=1e-6)
     np.testing.assert_allclose(got.value, full.value.mean(2), rtol=1e-5)
     np.testing.assert_allclose(got.value_se, full.value.std(2) / math.sqrt(SAMPLES), rtol=1e-3)
     np.testing.assert_allclose(got.death_90d, full.death_90d.mean(2), rtol=1e-5)
     for b, k, h in np.ndindex(3, 3, HORIZON):
-        alive = full.obs[b, k, there[b, k, :, h], h]
+        alive = full.steps.obs[b, k, there[b, k, :, h], h]
         if len(alive) == 0:
-            assert np.isnan(got.median[b, k, h]).all() and np.isnan(got.map_below_65[b, k, h])
+            assert np.isnan(got.quantile[b, k, h, :, 1]).all() and np.isnan(got.events["map_below_65"][b, k, h])
             continue
-        np.testing.assert_allclose(got.low[b, k, h], np.quantile(alive, 0.1, axis=0), rtol=1e-4)
-        np.testing.assert_allclose(got.median[b, k, h], np.median(alive, axis=0), rtol=1e-4)
-        np.testing.assert_allclose(got.high[b, k, h], np.quantile(alive, 0.9, axis=0), rtol=1e-4)
+        np.testing.assert_allclose(got.quantile[b, k, h, :, 0], np.quantile(alive, 0.1, axis=0), rtol=1e-4)
+        np.testing.assert_allclose(got.quantile[b, k, h, :, 1], np.median(alive, axis=0), rtol=1e-4)
+        np.testing.assert_allclose(got.quantile[b, k, h, :, 2], np.quantile(alive, 0.9, axis=0), rtol=1e-4)
         np.testing.assert_allclose(got.mean[b, k, h], alive.mean(axis=0), rtol=1e-4)
-        np.testing.assert_allclose(got.map_below_65[b, k, h], (alive[:, MAP] < 65).mean(), rtol=1e-6)
-        np.testing.assert_allclose(got.lactate_above_2[b, k, h], (alive[:, LACTATE] > 2).mean(), rtol=1e-6)
+        np.testing.assert_allclose(got.events["map_below_65"][b, k, h], (alive[:, MAP] < 65).mean(), rtol=1e-6)
+        np.testing.assert_allclose(got.events["lactate_above_2"][b, k, h], (alive[:, LACTATE] > 2).mean(), rtol=1e-6)
         now = HISTORIES.obs[b, HISTORIES.length[b] - 1, LACTATE]
-        np.testing.assert_allclose(got.lactate_falls[b, k, h], (alive[:, LACTATE] < now).mean(), rtol=1e-6)
-        np.testing.assert_allclose(got.ventilated[b, k, h], 0.25, rtol=1e-6)
+        np.testing.assert_allclose(got.events["lactate_falls"][b, k, h], (alive[:, LACTATE] < now).mean(), rtol=1e-6)
+        np.testing.assert_allclose(got.events["ventilated"][b, k, h], 0.25, rtol=1e-6)

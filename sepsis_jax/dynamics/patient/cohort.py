@@ -20,7 +20,7 @@ from sepsis_jax.dynamics.patient.dynamics import Params, PatientDynamics, Patien
 from sepsis_jax.dynamics.patient.parameters import Knobs, Patient
 from sepsis_jax.dynamics.patient.physiology import Latent
 from sepsis_jax.dynamics.patient.truth import Truth
-from sepsis_jax.dynamics.protocol import sample_exit, step_keys, trajectory_key
+from sepsis_jax.dynamics.protocol import exit_uniform, sample_exit, step_keys, trajectory_key
 
 MAX_STEPS = 24
 """4-h steps after which a stay ends administratively (exit 0)."""
@@ -109,8 +109,8 @@ def _simulate_stay(dynamics: PatientDynamics, key: jax.Array, params: Params) ->
         drawn = actions.decode(jax.random.categorical(keys.action, jnp.log(probs)))
         action = jnp.where(index < 0, 0, drawn)
         dose = dynamics.doses(patient, action)
-        after, step = dynamics.step(params, state, action, keys.noise)
-        exit = sample_exit(step.exit_hazard, keys.exit)
+        after, step = dynamics.step(params, state, action, dynamics.noise(keys.noise))
+        exit = sample_exit(step.exit_hazard, exit_uniform(keys))
         death_90d = jnp.where(exit == EXIT_DEATH, 1.0, dynamics.outcome(params, after))
         record = _Decision(state.obs, mask, state.latent, state.since, action, dose, probs, exit, death_90d)
         return (after, step.mask, action, given + dose[1] / 1000.0), record

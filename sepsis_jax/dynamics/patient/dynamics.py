@@ -94,11 +94,16 @@ class PatientDynamics:
         since = jnp.where(known, truth.since[row, step], jnp.nan)
         return PatientState(patient, latent, history.obs[step], since, STEP_H * step.astype(jnp.float32))
 
+    def noise(self, key: jax.Array) -> list[jax.Array]:
+        """Standard normals of the physiology, of the readings and of what is recorded. Consumes `key`."""
+        return _noise(key, (physiology.NUM_NOISE, NUM_FEATURES, observation.NUM_RECORD_NOISE))
+
     @partial(jax.jit, static_argnums=0)  # traced once for all that use it
-    def step(self, params: Params, state: PatientState, action: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
-        """Advance 4 h under `action` int[2] (vasopressor, fluid). Consumes `key`, never the action's business."""
-        sizes = (physiology.NUM_NOISE, NUM_FEATURES, observation.NUM_RECORD_NOISE)
-        process, reading, drawing = _noise(key, sizes)
+    def step(
+        self, params: Params, state: PatientState, action: jax.Array, noise: list[jax.Array]
+    ) -> tuple[PatientState, Step]:
+        """Advance 4 h under `action` int[2] (vasopressor, fluid) with what `noise` drew."""
+        process, reading, drawing = noise
         p, knobs = state.patient, params.knobs
         dose, fluid = self.doses(p, action) * knobs.effect_scale
         latent, vent_prob = physiology.advance(state.latent, p, dose, fluid / 1000.0, state.hours, process)

@@ -21,10 +21,10 @@ from sepsis_jax.clinical.features import URINE
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.data.store import Manifest
 from sepsis_jax.dynamics.protocol import History, Step, step_keys
-from sepsis_jax.dynamics.worldmodel import checkpoint
+from sepsis_jax.dynamics.worldmodel import carry, checkpoint
 from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.carry import CarryNetwork
-from sepsis_jax.dynamics.worldmodel.prediction import Prediction, draw
+from sepsis_jax.dynamics.worldmodel.prediction import Noise, Prediction, draw, draw_noise
 from sepsis_jax.dynamics.worldmodel.published import PublishedNetwork
 from sepsis_jax.errors import InputError
 
@@ -183,11 +183,16 @@ class WorldModel:
         any_urine = jnp.asarray(obs)[..., URINE] > params.support.low[URINE]
         return jnp.concatenate([mask, any_urine[..., None]], axis=-1)
 
+    def noise(self, key: jax.Array) -> Noise:
+        """Random numbers of one step. Consumes `key`."""
+        carries = self.architecture == "carry"
+        return draw_noise(key, carry.RANK if carries else 0, masks=carries)
+
     @partial(jax.jit, static_argnums=0)
-    def step(self, params: Params, state: PatientState, action: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
-        """Draw the next 4 h under `action` int[2]. Consumes `key`; without an exit model the hazards are 0."""
+    def step(self, params: Params, state: PatientState, action: jax.Array, noise: Noise) -> tuple[PatientState, Step]:
+        """The next 4 h under `action` int[2] with what `noise` drew; without an exit model the hazards are 0."""
         prediction = self.decode(params, state, action)
-        value, obs, mask = draw(prediction, params.support, state.obs, state.mask, key)
+        value, obs, mask = draw(prediction, params.support, state.obs, state.mask, noise)
         hazard = jnp.zeros(2) if prediction.exit_logit is None else jax.nn.sigmoid(prediction.exit_logit)
         step = Step(obs, mask, jax.nn.sigmoid(prediction.vent_logit), hazard, value)
         return self.advance(params, state, action, obs, mask), step
@@ -197,7 +202,7 @@ class WorldModel:
 
         def body(state: PatientState, inputs: tuple[jax.Array, jax.Array]) -> tuple[PatientState, Step]:
             index, action = inputs
-            return self.step(params, state, action, step_keys(key, index).noise)
+            return self.step(params, state, action, self.noise(step_keys(key, index).noise))
 
         return jax.lax.scan(body, state, (jnp.arange(len(plan)), plan))
 

@@ -142,21 +142,38 @@ class Draw(NamedTuple):
     mask: Any
 
 
-def draw(prediction: Prediction, support: Support, obs: jax.Array, mask: jax.Array, key: jax.Array) -> Draw:
-    """Draw the next observation after `obs` f32[F] (clinical units) and `mask` bool[38].
+@struct.dataclass
+class Noise:
+    """Random numbers of one drawn step.
 
-    Consumes `key`. Uniforms and normals depend on the key alone, so two actions share them.
+    Attributes:
+      own: f32[F], factors: f32[R] standard normals of the values and of the copula; no factors: independent values.
+      mask: f32[39] uniforms of the pattern and of each item; None where masks are not modelled.
     """
+
+    own: Any
+    factors: Any
+    mask: Any
+
+
+def draw_noise(key: jax.Array, rank: int, masks: bool) -> Noise:
+    """`Noise` with R = `rank` factors, and uniforms for masks if asked. Consumes `key`."""
     mask_key, value_key = jax.random.split(key)
-    rank = 0 if prediction.loading is None else prediction.loading.shape[-1]
-    noise = jax.random.normal(value_key, (NUM_FEATURES + rank,))
-    own, factors = noise[:NUM_FEATURES], noise[NUM_FEATURES:]
-    score = own if prediction.loading is None else copula.correlate(prediction.loading, factors, own)
+    normal = jax.random.normal(value_key, (NUM_FEATURES + rank,))
+    uniform = jax.random.uniform(mask_key, (NUM_MASKED + 1,)) if masks else None
+    return Noise(normal[:NUM_FEATURES], normal[NUM_FEATURES:], uniform)
+
+
+def draw(prediction: Prediction, support: Support, obs: jax.Array, mask: jax.Array, noise: Noise) -> Draw:
+    """The next observation after `obs` f32[F] (clinical units) and `mask` bool[38], with what `draw_noise` drew."""
+    score = noise.own
+    if prediction.loading is not None:
+        score = copula.correlate(prediction.loading, noise.factors, noise.own)
     every = jnp.ones(NUM_FEATURES, bool)
     value = confine(support, support.denormalize(marginals.value(prediction.values, score)), every)
     if prediction.mask is None:
         return Draw(value, value, mask)
-    mask = _draw_mask(prediction.mask, mask_key)
+    mask = _draw_mask(prediction.mask, noise.mask)
     measured = with_urine(mask, True)
     return Draw(value, confine(support, jnp.where(measured, value, obs), measured), mask)
 
@@ -166,8 +183,7 @@ def with_urine(masked: jax.Array, urine: Any) -> jax.Array:
     return jnp.concatenate([masked, jnp.full_like(masked[..., :1], urine)], axis=-1)
 
 
-def _draw_mask(mask: MaskMixture, key: jax.Array) -> jax.Array:
-    uniform = jax.random.uniform(key, (NUM_MASKED + 1,))
+def _draw_mask(mask: MaskMixture, uniform: jax.Array) -> jax.Array:
     pattern = (uniform[0] > jnp.cumsum(jnp.exp(mask.log_weight))[:-1]).sum()
     chosen = jnp.arange(mask.log_weight.shape[-1]) == pattern
     logit = jnp.where(chosen[:, None], mask.logit, 0.0).sum(axis=0)  # cheaper than a gather in a batch

@@ -55,6 +55,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def place() -> tuple[int, int]:
+    """Index of this process, and how many there are."""
+    return jax.process_index(), jax.process_count()
+
+
 def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """One row of devices; None takes all of them, of all processes."""
     return Mesh(np.array(jax.devices() if devices is None else devices), (_STAYS,))

@@ -1,0 +1,237 @@
+"""Speed of the batched simulation: `python benchmarks/simulation.py [--curves false] [--json FILE]`.
+
+A sim-step is one trajectory advanced 4 h by one member. The peers are the same networks with the same draws in PyTorch
+(benchmarks/torch_simulation.py): batched over all candidates and samples, and as a loop over single trajectories; each
+with one and with two threads, whichever is faster. Ratios are medians over turns taken in the same run.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import report
+import torch
+import torch_simulation
+from jsonargparse import auto_cli
+
+from sepsis_jax import checkpoints
+from sepsis_jax.clinical.actions import ALL_ACTIONS, one_hot
+from sepsis_jax.clinical.features import INDEX, NUM_FEATURES
+from sepsis_jax.clinical.reward import PUBLISHED
+from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.dynamics.patient.cohort import simulate_cohort
+from sepsis_jax.dynamics.protocol import history_at
+from sepsis_jax.dynamics.worldmodel.model import WorldModel
+from sepsis_jax.simulation.batch import run_block, simulate
+from sepsis_jax.simulation.course import World
+from sepsis_jax.simulation.record import RETURNS, Record, Summarize, Trajectories
+from sepsis_jax.simulation.sweep import KEY_FEATURES
+
+DEFAULT = Summarize(KEY_FEATURES)
+SAMPLES = 256
+Run = Callable[[], Any]
+
+
+def main(turns: int = 5, patients: int = 2, curves: bool = True, memory: bool = True, json: Path | None = None) -> None:
+    """Run the comparisons.
+
+    Args:
+      turns: of every run.
+      patients: with 25 candidates of 256 samples each.
+      curves: print time against patients, candidates, samples and horizon.
+      memory: measure the resident memory of 10^6 trajectories of 12 steps, in a process of its own.
+      json: file for the same numbers as one flat object.
+    """
+    episodes, _ = simulate_cohort(max(patients, 1000 if curves else 200), seed=1)
+    figures = _against_torch(episodes, patients, turns)
+    figures["crn_variance_ratio"] = _crn(episodes)
+    if curves:
+        figures |= _curves(episodes)
+    if memory:
+        figures["rss_gb_1e6"] = _resident()
+    report.show(f"simulation, {patients} patients x 25 candidates x {SAMPLES} samples", figures, json)
+
+
+def load(path: Path) -> tuple[World, Any]:
+    """World (plans alone) and params of a packaged world model."""
+    model, params, manifest = WorldModel.from_checkpoint(path)
+    return World(model, manifest.action_bins, PUBLISHED), params
+
+
+def _ours(path: Path, episodes: Episodes, patients: int, horizon: int, record: Record, **changes: Any) -> Run:
+    world, params = load(path)
+    plans = np.broadcast_to(ALL_ACTIONS[None, :, None], (patients, 25, horizon, 2))
+    histories = history_at(episodes, np.arange(patients), np.minimum(np.asarray(episodes.length)[:patients] - 1, 2))
+    key = jax.random.key(0)
+    settings = {"samples": SAMPLES, "horizon": horizon, "record": record} | changes
+    return lambda: simulate(world, params, None, histories, plans, key, **settings)
+
+
+def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, float]:
+    steps = patients * 25 * SAMPLES
+    cases: dict[str, tuple[Run, float]] = {}
+    for name, path, horizons in (("carry", checkpoints.CARRY, (12,)), ("published", checkpoints.PUBLISHED, (1, 12))):
+        for h in horizons:
+            cases[f"{name}_h{h}"] = (_ours(path, episodes, patients, h, DEFAULT), steps * h)
+            cases[f"{name}_core_h{h}"] = (_ours(path, episodes, patients, h, RETURNS), steps * h)
+            for threads in (1, 2):
+                peer = _torch(path, h, threads)
+                cases[f"{name}_batched_h{h}_{threads}"] = (lambda peer=peer: peer(25 * SAMPLES), 25 * SAMPLES * h)
+                cases[f"{name}_loop_h{h}_{threads}"] = (lambda peer=peer: [peer(1) for _ in range(10)], 10 * h)
+    square = jnp.ones((1024, 1024))
+    product = jax.jit(lambda a: a @ a)
+    dense = torch.ones(1024, 1024)
+    cases["gemm_xla"] = (lambda: jax.block_until_ready(product(square)), 2 * 1024**3)
+    cases["gemm_torch"] = (lambda: dense @ dense, 2 * 1024**3)
+    rate = {name: statistics.median(rates) for name, rates in _alternate(cases, turns).items()}
+
+    def best(prefix: str) -> float:
+        return max(value for name, value in rate.items() if name.startswith(prefix))
+
+    flops = 2 * _products(checkpoints.CARRY)
+    return {
+        "published_vs_torch_batched_h1": rate["published_core_h1"] / best("published_batched_h1_"),
+        "published_vs_loop_h12": rate["published_core_h12"] / best("published_loop_h12"),
+        "published_vs_torch_batched_h12": rate["published_core_h12"] / best("published_batched_h12"),
+        "carry_vs_loop": rate["carry_h12"] / best("carry_loop_h12"),
+        "carry_vs_torch_batched": rate["carry_h12"] / best("carry_batched_h12"),
+        "carry_core_vs_loop": rate["carry_core_h12"] / best("carry_loop_h12"),
+        "carry_core_vs_torch_batched": rate["carry_core_h12"] / best("carry_batched_h12"),
+        "gemm_fraction_xla": rate["carry_core_h12"] * flops / rate["gemm_xla"],
+        "gemm_fraction_best": rate["carry_core_h12"] * flops / max(rate["gemm_xla"], rate["gemm_torch"]),
+        "gemm_xla_gflops": rate["gemm_xla"] / 1e9,
+        "gemm_torch_gflops": rate["gemm_torch"] / 1e9,
+        **{f"{name}_sim_steps_per_s": rate[name] for name in rate if name.startswith(("carry", "published"))},
+    }
+
+
+def _alternate(cases: dict[str, tuple[Run, float]], turns: int) -> dict[str, list[float]]:
+    """What each case does a second, taken in turns."""
+    for run, _ in cases.values():
+        run()
+    rates: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(turns):
+        for name, (run, work) in cases.items():
+            start = time.perf_counter()
+            run()
+            rates[name].append(work / (time.perf_counter() - start))
+    return rates
+
+
+def _products(path: Path) -> int:
+    """Multiplications of one step of `carry`: each weight of a matrix meets each trajectory once."""
+    world, params = load(path)
+    network = world.dynamics.member(params, 0).network
+    cells = [cell[name] for cell in network["gru"]["cells"].values() for name in ("weight_ih", "weight_hh")]
+    return sum(leaf.size for leaf in [*cells, *(network[name]["kernel"] for name in ("trunk", "second", "heads"))])
+
+
+def _torch(path: Path, horizon: int, threads: int) -> Callable[[int], Any]:
+    """`run(N)`: N trajectories of the peer, from the same state."""
+    world, params = load(path)
+    own = world.dynamics.member(params, 0)
+    network = torch_simulation.tensors(own.network)
+    action = torch.from_numpy(np.array(one_hot(np.array([1, 2]))))
+    obs = torch.from_numpy(np.array(own.scaler.mean))
+    if world.dynamics.architecture == "carry":
+        peer: Any = torch_simulation.Carry(network, own.support)
+        hidden = len(own.network["gru"]["cells"][0]["weight_hh"])
+        vectors = {name: torch.zeros(NUM_FEATURES) for name in ("level", "number", "since")}
+        one = {"hidden": torch.zeros(1, hidden), "obs": obs, "static": torch.zeros(3), "steps": torch.zeros(1)} | vectors
+        rank = network["loading"].shape[1]
+    else:
+        peer = torch_simulation.Published(network, own.support)
+        one = {"rows": torch.zeros(12, 87), "static": torch.zeros(3), "mask": torch.zeros(38)}
+        rank = 0
+
+    @torch.inference_mode()
+    def run(count: int) -> Any:
+        torch.set_num_threads(threads)
+        state = {name: leaf.expand(count, *leaf.shape).clone() for name, leaf in one.items()}
+        if "hidden" in state:
+            state["hidden"] = state["hidden"].transpose(0, 1).contiguous()
+        given = action.expand(count, -1)
+        for _ in range(horizon):
+            state = peer.step(state, given, torch_simulation.draw(count, rank))
+        return state
+
+    return run
+
+
+def _crn(episodes: Episodes, states: int = 200, samples: int = 256) -> float:
+    """How much common random numbers narrow a difference: median over states and contrasts of MAP after 4 h."""
+    got = _ours(checkpoints.CARRY, episodes, states, 1, Trajectories(), samples=samples)()
+    pressure = got.steps.obs[:, :, :, 0, INDEX["meanbp"]].astype(np.float64)
+    apart = pressure[:, 1:].var(axis=2) + pressure[:, :1].var(axis=2)
+    return float(np.median(apart / (pressure[:, 1:] - pressure[:, :1]).var(axis=2)))
+
+
+def _curves(episodes: Episodes) -> dict[str, float]:
+    """Microseconds a trajectory and step along each axis; the largest over the smallest from 10^4 trajectories on."""
+    before = run_block._cache_size()
+    axes: dict[str, tuple[int, ...]] = {
+        "patients": (1, 4, 16, 64, 250, 1000),
+        "candidates": (1, 5, 25, 100, 400),
+        "samples": (1, 16, 64, 256, 1000, 4096),
+        "horizon": (1, 3, 6, 12, 24),
+    }
+    usual = {"patients": 40, "candidates": 25, "samples": 16, "horizon": 6}
+    figures = {}
+    for axis, values in axes.items():
+        beyond = []
+        for value in values:
+            here = usual | {axis: value}
+            if axis == "samples":
+                here["patients"] = max(1, usual["patients"] * 64 // max(value, 64))
+            run = _point(episodes, **here)
+            run()
+            start = time.perf_counter()
+            run()
+            count = here["patients"] * here["candidates"] * here["samples"]
+            each = (time.perf_counter() - start) / count / here["horizon"] * 1e6
+            figures[f"us_{axis}_{value}"] = each
+            if count >= 10_000:
+                beyond.append(each)
+        figures[f"spread_{axis}"] = max(beyond) / min(beyond)
+    figures["compile_count"] = run_block._cache_size() - before
+    return figures
+
+
+def _point(episodes: Episodes, patients: int, candidates: int, samples: int, horizon: int) -> Run:
+    world, params = load(checkpoints.CARRY)
+    plans = np.zeros((patients, candidates, horizon, 2), np.int8)
+    plans[:] = np.random.default_rng(0).integers(0, 5, (1, candidates, 1, 2))
+    histories = history_at(episodes, np.arange(patients), np.zeros(patients, int))
+    key = jax.random.key(0)
+    return lambda: simulate(
+        world, params, None, histories, plans, key, record=RETURNS, samples=samples, horizon=horizon
+    )  # fmt: skip
+
+
+def _resident() -> float:
+    """Gigabytes of a fresh process that simulates 10^6 trajectories of 12 steps with the default record."""
+    code = "import simulation; simulation.million()"
+    folder = Path(__file__).parent
+    found = subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True, text=True)
+    return float(found.stdout.split()[-1])
+
+
+def million() -> None:
+    """Simulate 10^6 trajectories and print the peak of this process."""
+    episodes, _ = simulate_cohort(160, seed=1)
+    _ours(checkpoints.CARRY, episodes, 157, 12, DEFAULT)()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

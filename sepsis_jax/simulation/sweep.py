@@ -1,0 +1,202 @@
+"""Counterfactual sweeps: every stay x decision x candidate, streamed to a labelled Zarr store that can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.dynamics.protocol import History, history_at
+from sepsis_jax.errors import InputError
+from sepsis_jax.simulation.batch import BLOCK, Layout, simulate
+from sepsis_jax.simulation.candidates import Candidates
+from sepsis_jax.simulation.course import World
+from sepsis_jax.simulation.policy import Policy, probs_at
+from sepsis_jax.simulation.record import Summarize, Summary
+
+KEY_FEATURES: tuple[str, ...] = (
+    "meanbp",
+    "heart_rate",
+    "resp_rate",
+    "spo2",
+    "lactate",
+    "creatinine",
+    "platelet",
+    "output_4hourly",
+)
+"""What a sweep describes unless told otherwise."""
+RARE = 0.01
+"""Support below which an action counts as out of distribution: clinicians take it less than once in a hundred times."""
+ENDS = ("value", "value_sd", "value_sd_members", "value_se", "death_90d", "death_90d_sd_members")
+EXITS = ("in_icu", "died", "discharged")
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """All that a sweep computes, without where it goes.
+
+    Attributes:
+      world: dynamics, bins, reward; each of `candidates` brings its policy. params: of the dynamics.
+      clinician, clinician_params: the estimate that support is judged by.
+      episodes: the stays. steps: decisions of each stay; those beyond its length stay NaN.
+      candidates: what is compared.
+      record: what is kept. samples, horizon: S, H. seed: of the run. block: see `batch.simulate`.
+    """
+
+    world: World
+    params: Any
+    clinician: Policy
+    clinician_params: Any
+    episodes: Episodes
+    steps: Sequence[int]
+    candidates: Sequence[Candidates]
+    record: Summarize
+    samples: int
+    horizon: int
+    seed: int
+    block: int = BLOCK
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Labels of all candidates."""
+        return tuple(itertools.chain.from_iterable(group.names for group in self.candidates))
+
+    def decisions(self, region: slice = slice(None)) -> int:
+        """How many decisions the stays have among `steps`."""
+        return int(sum((np.asarray(self.episodes.length)[region] > step).sum() for step in self.steps))
+
+    @property
+    def simulated(self) -> int:
+        """Samples of a cell that are computed: S rounded up to whole slots."""
+        layout = Layout.of(self.world.dynamics.members, self.samples, self.horizon, self.block)
+        return layout.slots_of_cell(self.samples) * layout.width * layout.members
+
+    def sim_steps(self, region: slice = slice(None)) -> int:
+        """Trajectories of all decisions, times 4-h steps."""
+        return self.decisions(region) * len(self.names) * self.samples * self.horizon
+
+    def stays_of_region(self) -> int:
+        """Stays that are simulated and written together: a few blocks, so that none is mostly empty."""
+        cells = len(self.steps) * len(self.names)
+        return max(1, 4 * self.block // (cells * self.simulated))
+
+    def regions(self) -> list[slice]:
+        """Consecutive stays."""
+        size, total = self.stays_of_region(), self.episodes.num_stays
+        return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+    def shapes(self) -> dict[str, tuple[str, ...]]:
+        """Dimensions of each array of a region after (episode, time, candidate)."""
+        inner = {"obs": ("horizon", "feature", "statistic"), "events": ("horizon", "event")}
+        return inner | dict.fromkeys((*ENDS, "support", "out_of_distribution"), ())
+
+    def run(self, region: slice) -> Arrays:
+        """Arrays of some stays, f32 with leading [stays,steps,K]; NaN where a stay has no such decision."""
+        length = np.asarray(self.episodes.length)[region]
+        row, column = np.nonzero(length[:, None] > np.asarray(self.steps)[None])
+        histories = history_at(self.episodes, row + region.start, np.asarray(self.steps)[column])
+        found = self.at(histories)
+        out = {}
+        for name, values in found.items():
+            out[name] = np.full((length.size, len(self.steps), *values.shape[1:]), np.nan, np.float32)
+            out[name][row, column] = values
+        return out
+
+    def at(self, histories: History) -> Arrays:
+        """Arrays of some decisions, f32 with leading [B,K]."""
+        parts = [self._simulate(histories, group) for group in self.candidates]
+        joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+        return joined | self._support(histories)
+
+    def _simulate(self, histories: History, group: Candidates) -> Arrays:
+        batch = len(np.asarray(histories.length))
+        summary: Summary = simulate(
+            dataclasses.replace(self.world, policy=group.policy),
+            self.params,
+            group.policy_params,
+            histories,
+            np.broadcast_to(group.plans[None], (batch, *group.plans.shape)),
+            jax.random.key(self.seed),
+            record=self.record,
+            samples=self.samples,
+            horizon=self.horizon,
+            block=self.block,
+        )
+        moments = np.stack([summary.mean, summary.sd, summary.sd_members], axis=-1)
+        exits = [getattr(summary, name) for name in EXITS]
+        return {
+            "obs": np.concatenate([moments, summary.quantile], axis=-1),
+            "events": np.stack([*exits, *(summary.events[event.name] for event in self.record.events)], axis=-1),
+            **{name: getattr(summary, name) for name in ENDS},
+        }
+
+    def _support(self, histories: History) -> Arrays:
+        """How often clinicians begin as each candidate does, in states like these."""
+        probs = np.asarray(probs_at(self.clinician, self.clinician_params, histories))
+        parts = []
+        for group in self.candidates:
+            if group.plans.shape[1]:
+                parts.append(probs[:, group.plans[:, 0] @ np.array([5, 1])])
+            else:  # a policy: the chance that clinicians would have chosen what it chooses
+                chosen = np.asarray(probs_at(group.policy, group.policy_params, histories))
+                parts.append((probs * chosen).sum(axis=1, keepdims=True))
+        support = np.concatenate(parts, axis=1).astype(np.float32)
+        return {"support": support, "out_of_distribution": (support < RARE).astype(np.float32)}
+
+
+def coordinates(sweep: Sweep) -> dict[str, tuple[str, Any]]:
+    """Labels of every dimension, and what candidates begin with."""
+    record = sweep.record
+    first = [plan[0] if len(plan) else (-1, -1) for group in sweep.candidates for plan in group.plans]
+    quantiles = [f"q{100 * at:g}" for at in record.at]
+    return {
+        "episode": ("episode", np.asarray(sweep.episodes.stay_id)),
+        "time": ("time", np.asarray(sweep.steps, np.int32)),
+        "candidate": ("candidate", sweep.names),
+        "vasopressor": ("candidate", np.asarray([levels[0] for levels in first], np.int32)),
+        "fluid": ("candidate", np.asarray([levels[1] for levels in first], np.int32)),
+        "horizon": ("horizon", 4 * np.arange(1, sweep.horizon + 1, dtype=np.int32)),
+        "feature": ("feature", record.features),
+        "statistic": ("statistic", ("mean", "sd", "sd_members", *quantiles)),
+        "event": ("event", (*EXITS, *(event.name for event in record.events))),
+    }
+
+
+def size_bytes(sweep: Sweep) -> int:
+    """Bytes of all numbers before compression."""
+    sizes = {dim: len(labels) for dim, (_, labels) in coordinates(sweep).items()}
+    one = sum(math.prod(sizes[dim] for dim in inner) for inner in sweep.shapes().values())
+    return 4 * one * sweep.decisions() * len(sweep.names)
+
+
+def steps_per_second(sweep: Sweep, seconds: float = 5.0) -> float:
+    """Simulated steps a second, measured on the first decisions after a first, compiling call."""
+    lengths = np.asarray(sweep.episodes.length)
+    rows, columns = np.nonzero(lengths[:, None] > np.asarray(sweep.steps)[None])
+    if not rows.size:
+        raise InputError("--steps", expected="a decision of some stay", found="none")
+    few = max(1, 4 * sweep.block // (len(sweep.names) * sweep.simulated))
+    histories = history_at(sweep.episodes, rows[:few], np.asarray(sweep.steps)[columns[:few]])
+    sweep.at(histories)
+    calls, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        sweep.at(histories)
+        calls += 1
+    done = calls * min(few, rows.size) * len(sweep.names) * sweep.samples * sweep.horizon
+    return done / (time.perf_counter() - start)
+
+
+def pending(sweep: Sweep, done: Callable[[int], bool], process: int, processes: int) -> Iterator[slice]:
+    """Regions that this process has still to compute; every process takes each `processes`-th."""
+    for region in sweep.regions()[process::processes]:
+        if not done(region.start):
+            yield region

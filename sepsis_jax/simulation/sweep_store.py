@@ -1,0 +1,143 @@
+"""A sweep on disk: a labelled Zarr store, written region by region.
+
+    OUT.unfinished/         the store while it grows; its attributes say which sweep this is
+    OUT.unfinished/.done/N  an empty file: the region that begins with the N-th stay is whole
+    OUT                     the same folder, renamed when the last region is there
+
+A region is computed from its stays alone and written by one process, so that a killed sweep goes on with what has no
+mark, and gives the same bytes as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from sepsis_jax import files
+from sepsis_jax.clinical.features import NAMES, UNITS
+from sepsis_jax.errors import InputError
+from sepsis_jax.simulation.sweep import Arrays, Sweep, coordinates
+
+DONE, KIND = ".done", "a sweep"
+_GROUP = "zarr.json"
+LEADING = ("episode", "time", "candidate")
+_UNITS = {"value": "return", "death_90d": "probability", "support": "probability"}
+
+
+class Unfinished:
+    """The store of one sweep while it grows.
+
+    Args:
+      out: where it will stand.
+      identity: what makes two sweeps the same one, by name.
+      resume: whether an unfinished one is to go on.
+      first: whether this is the process that makes and renames folders.
+
+    Raises:
+      InputError: `out` is something else; an unfinished sweep is there and not to be resumed, or another one.
+    """
+
+    def __init__(self, out: Path, sweep: Sweep, identity: dict[str, Any], *, resume: bool, first: bool) -> None:
+        self.out = out.absolute()
+        self.folder = self.out.with_name(f"{self.out.name}.unfinished")
+        _check_replaceable(self.out)
+        self._identity = json.loads(json.dumps(identity)) | {"kind": KIND}
+        if not first:
+            return
+        if self.folder.exists():
+            if not resume:
+                hint = "add --resume to go on with it, or remove it"
+                raise InputError(self.folder, expected="nothing", found="an unfinished sweep", hint=hint)
+            self._check_same()
+        else:
+            self._create(sweep)
+
+    def _create(self, sweep: Sweep) -> None:
+        with files.replacing(self.folder, _GROUP, "an unfinished sweep") as aside:
+            _labels(sweep).to_zarr(aside, mode="w", consolidated=False)
+            group = zarr.open_group(aside, mode="r+")
+            group.attrs.update(self._identity)
+            sizes = {dim: len(labels) for dim, (_, labels) in coordinates(sweep).items()}
+            for name, inner in sweep.shapes().items():
+                dims = (*LEADING, *inner)
+                shape = tuple(sizes[dim] for dim in dims)
+                group.create_array(
+                    name,
+                    shape=shape,
+                    chunks=(1, *shape[1:]),  # one patient's read
+                    dtype="float32",
+                    fill_value=np.nan,
+                    dimension_names=dims,
+                    attributes={"units": _UNITS[name]} if name in _UNITS else {},
+                )
+            (aside / DONE).mkdir()
+
+    def _check_same(self) -> None:
+        before = _attributes(self.folder)
+        if before is None:
+            raise InputError(self.folder, expected="an unfinished sweep", found="something else")
+        for name in self._identity:
+            if before.get(name) != self._identity.get(name):
+                expected = f"the unfinished sweep's {before.get(name)}"
+                hint = f"remove {self.folder} to begin anew"
+                raise InputError(self.folder, field=name, expected=expected, found=self._identity.get(name), hint=hint)
+
+    def is_done(self, start: int) -> bool:
+        """Whether the region that begins with this stay is whole."""
+        return (self.folder / DONE / str(start)).exists()
+
+    def write(self, region: slice, arrays: Arrays) -> None:
+        """Write a region, then mark it. InputError if the disk does not take it; the store can be resumed."""
+        try:
+            group = zarr.open_group(self.folder, mode="r+")
+            for name, values in arrays.items():
+                group[name][region] = values  # type: ignore[index]
+            (self.folder / DONE / str(region.start)).touch()
+        except OSError as error:
+            hint = "make room, then run the same command with --resume"
+            found = error.strerror or error
+            raise InputError(self.folder, expected="a disk that can be written", found=found, hint=hint) from error
+
+    def finish(self) -> None:
+        """Rename the whole store to its place."""
+        old = self.folder.with_name(f".{self.out.name}.old")
+        if self.out.exists():
+            self.out.rename(old)
+        self.folder.rename(self.out)
+        for leftover in (self.out / DONE, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raise InputError unless `out` is absent, empty or a sweep."""
+    if out.is_dir() and (not any(out.iterdir()) or (_attributes(out) or {}).get("kind") == KIND):
+        return
+    if out.exists():
+        raise InputError(out, expected=f"a new folder or {KIND}", found="something else", hint="choose another --out")
+
+
+def _attributes(folder: Path) -> dict[str, Any] | None:
+    """Of a Zarr group; None if it is none."""
+    try:
+        return dict(json.loads((folder / _GROUP).read_text())["attributes"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _labels(sweep: Sweep) -> xr.Dataset:
+    """Coordinates alone."""
+    coords: dict[str, Any] = {}
+    for name, (dim, labels) in coordinates(sweep).items():
+        text = isinstance(labels, tuple)
+        coords[name] = (dim, np.array(labels, dtype=object) if text else labels)
+    units = [UNITS[NAMES.index(name)] for name in sweep.record.features]
+    coords["feature_units"] = ("feature", np.array(units, dtype=object))
+    coords["time"] = (*coords["time"], {"long_name": "decision, in 4-h steps from 0"})
+    coords["horizon"] = (*coords["horizon"], {"units": "h"})
+    return xr.Dataset(coords=coords)

@@ -1,0 +1,220 @@
+"""Counterfactual sweep: `python sweep.py --config configs/demo.yaml [--candidates all] [--samples S] [--out FOLDER]`.
+
+Simulates every candidate at every decision of every stay, and writes statistics to a labelled Zarr store. A sweep that
+was stopped, by a kill too, goes on with --resume. On several hosts, start it on each; see docs/accelerators.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sepsis_jax import cli, config, pipeline
+from sepsis_jax.clinical.features import NAMES
+from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.dynamics.worldmodel import sharding
+from sepsis_jax.dynamics.worldmodel.unfinished import digest
+from sepsis_jax.errors import InputError
+from sepsis_jax.policies.rules import Fixed, Guideline
+from sepsis_jax.simulation import batch, candidates, sweep
+from sepsis_jax.simulation.record import Summarize
+from sepsis_jax.simulation.sweep import Sweep
+from sepsis_jax.simulation.sweep_store import Unfinished
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Flags of sweep.py.
+
+    Attributes:
+      episodes: Episodes store; default RUN/episodes.
+      checkpoint: world model; default RUN/world_model.
+      out: the sweep; default RUN/sweep.zarr. While it grows it is OUT.unfinished.
+      candidates: 'all' (25 actions), a .json file {"name": [[vasopressor, fluid], ...]} of plans, or policies:
+        clinician, guideline, untreated.
+      hold: 4-h steps that each of the 25 actions is given; then, as after a plan, the clinician estimate goes on.
+      samples: simulated futures of a candidate. horizon: 4-h steps.
+      features: to describe, separated by commas, or 'all'.
+      steps: decisions of each stay, e.g. 0,1,5; default all. stays: their ids; default all. split: only its stays.
+      memory: GB that the process may use.
+      seed: of the random numbers.
+      dry_run: print sizes and times, and stop.
+      resume: go on with an unfinished sweep.
+    """
+
+    episodes: Path | None = None
+    checkpoint: Path | None = None
+    out: Path | None = None
+    candidates: str = candidates.ALL
+    hold: int = 1
+    samples: int = 1000
+    horizon: int = 12
+    features: str = ",".join(sweep.KEY_FEATURES)
+    steps: str | None = None
+    stays: str | None = None
+    split: str | None = None
+    memory: float = 4.0
+    seed: int = 0
+    dry_run: bool = False
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        for name, most in (("hold", 10_000), ("samples", 65_536), ("horizon", 10_000)):
+            if not 1 <= getattr(self, name) <= most:
+                raise InputError(f"--{name}", expected=f"a whole number from 1 to {most}", found=getattr(self, name))
+        for name in self.features.split(","):
+            if self.features != "all" and name not in NAMES:
+                raise InputError("--features", expected="names of features, or all", found=name)
+        if not self.seed >= 0:
+            raise InputError("--seed", expected="0 or more", found=self.seed)
+
+
+def main(argv: list[str]) -> None:
+    settings, flags = config.load(argv, Flags, description="Simulate all candidates at all decisions.")
+    sharding.join_processes()
+    loaded = pipeline.load(settings, flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint)
+    plan = _plan(flags, loaded)
+    out = flags.out or settings.run / "sweep.zarr"
+    if sharding.is_first() and (flags.dry_run or not flags.resume):
+        _announce(plan, out)
+    if flags.dry_run:
+        return
+    identity = _identity(flags, loaded, plan)
+    store = Unfinished(out, plan, identity, resume=flags.resume, first=sharding.is_first())
+    sharding.wait_for_all("created")
+    _run(plan, store)
+    sharding.wait_for_all("swept")
+    if sharding.is_first():
+        store.finish()
+        _summary(out)
+        cli.console.print(f"Sweep: {out}")
+    sharding.wait_for_all("finished")
+
+
+def _plan(flags: Flags, loaded: pipeline.Loaded) -> Sweep:
+    policies: dict[str, tuple[Any, Any]] = {
+        "clinician": (loaded.policy, loaded.policy_params),
+        "guideline": (Guideline(), None),
+        "untreated": (Fixed(), None),
+    }
+    stays = _stays(flags, loaded.episodes)
+    steps = range(stays.num_steps) if flags.steps is None else _numbers("--steps", flags.steps)
+    names = NAMES if flags.features == "all" else tuple(flags.features.split(","))
+    return Sweep(
+        world=loaded.world,
+        params=loaded.params,
+        clinician=loaded.policy,
+        clinician_params=loaded.policy_params,
+        episodes=stays,
+        steps=tuple(steps),
+        candidates=candidates.parse(flags.candidates, min(flags.hold, flags.horizon), policies, "clinician"),
+        record=Summarize(names),
+        samples=flags.samples,
+        horizon=flags.horizon,
+        seed=flags.seed,
+        block=batch.block_for(flags.memory),
+    )
+
+
+def _stays(flags: Flags, episodes: Episodes) -> Episodes:
+    chosen = episodes if flags.split is None else pipeline.part(episodes, flags.split, Path("--split"))
+    if flags.stays is None:
+        return chosen
+    wanted = _numbers("--stays", flags.stays)
+    known = set(np.asarray(chosen.stay_id).tolist())
+    for stay in wanted:
+        if stay not in known:
+            raise InputError("--stays", expected="ids of stays in the store", found=stay)
+    return chosen.take(np.isin(np.asarray(chosen.stay_id), wanted))
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    try:
+        numbers = sorted({int(word) for word in text.split(",")})
+    except ValueError as error:
+        raise InputError(flag, expected="whole numbers separated by commas", found=text) from error
+    if numbers[0] < 0:
+        raise InputError(flag, expected="0 or more", found=numbers[0])
+    return numbers
+
+
+def _announce(plan: Sweep, out: Path) -> None:
+    """Sizes and times before the work; InputError where the disk is too small."""
+    speed = sweep.steps_per_second(plan)
+    size, folder = sweep.size_bytes(plan), next(p for p in out.absolute().parents if p.exists())
+    free = shutil.disk_usage(folder).free
+    rows = {
+        "stays": f"{plan.episodes.num_stays:,}",
+        "decisions": f"{plan.decisions():,}",
+        "candidates": f"{len(plan.names):,}",
+        "samples (computed)": f"{plan.samples:,} ({plan.simulated:,})",
+        "sim-steps": f"{plan.sim_steps():,}",
+        "sim-steps a second": f"{speed:,.0f}",
+        "hours": f"{plan.sim_steps() / speed / 3600:.2f}",
+        "store before compression, GB": f"{size / 1e9:.2f}",
+        "free disk, GB": f"{free / 1e9:.2f}",
+    }
+    cli.console.print(cli.table(pd.DataFrame({"value": rows}), title="Sweep"))
+    if size > free:
+        hint = "choose fewer --features, --steps or --stays, or another disk"
+        expected = f"{size / 1e9:.2f} GB of free disk"
+        raise InputError(out, expected=expected, found=f"{free / 1e9:.2f} GB", hint=hint)
+
+
+def _identity(flags: Flags, loaded: pipeline.Loaded, plan: Sweep) -> dict[str, Any]:
+    """What makes two sweeps the same one, in JSON types; it stays with the store."""
+    numbers = ("candidates", "hold", "samples", "horizon", "features", "steps", "seed")
+    return {
+        **{name: getattr(flags, name) for name in numbers},
+        "names": list(plan.names),
+        "stays": digest(dataclasses.replace(plan.episodes, propensity=None)),
+        "block": plan.block,
+        "source": loaded.manifest.source,
+        "source_version": loaded.manifest.source_version,
+        "world_model": dataclasses.asdict(loaded.model),
+        "weights": digest(loaded.params),
+        "clinician": digest(loaded.policy_params),
+        "code_version": loaded.manifest.code_version,
+        "random_numbers": "threefry",
+    }
+
+
+def _run(plan: Sweep, store: Unfinished) -> None:
+    """Compute and write what is missing, with its progress."""
+    columns = (TextColumn("stays"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
+    speed = TextColumn("{task.fields[speed]}")
+    process, processes = sharding.place()
+    mine = plan.regions()[process::processes]
+    todo = list(sweep.pending(plan, store.is_done, process, processes))
+    total = sum(region.stop - region.start for region in mine)
+    left = sum(region.stop - region.start for region in todo)
+    done_steps, start = 0, time.perf_counter()
+    with Progress(*columns, TimeRemainingColumn(), speed, disable=not sharding.is_first()) as progress:
+        task = progress.add_task("stays", total=total, completed=total - left, speed="")
+        for region in todo:
+            store.write(region, plan.run(region))
+            done_steps += plan.sim_steps(region)
+            rate = done_steps / (time.perf_counter() - start)
+            progress.update(task, advance=region.stop - region.start, speed=f"{rate:,.0f} sim-steps/s")
+
+
+def _summary(out: Path) -> None:
+    """Means over all decisions, by candidate."""
+    found = xr.open_zarr(out, consolidated=False)
+    means = found[["value", "death_90d", "support"]].mean(("episode", "time")).to_dataframe()
+    events = found["events"].isel(horizon=-1).mean(("episode", "time")).to_pandas()
+    rows = pd.concat([means[["value", "death_90d", "support"]], events], axis=1)
+    cli.console.print(cli.table(rows, title="Means over decisions; events at the horizon, of those in the ICU"))
+    cli.console.print("Research software, not for care.")
+
+
+if __name__ == "__main__":
+    cli.run(main)
