@@ -147,7 +147,12 @@ def _torch(path: Path, horizon: int, threads: int) -> Callable[[int], Any]:
         peer: Any = torch_simulation.Carry(network, own.support)
         hidden = len(own.network["gru"]["cells"][0]["weight_hh"])
         vectors = {name: torch.zeros(NUM_FEATURES) for name in ("level", "number", "since")}
-        one = {"hidden": torch.zeros(1, hidden), "obs": obs, "static": torch.zeros(3), "steps": torch.zeros(1)} | vectors
+        one = {
+            "hidden": torch.zeros(1, hidden),
+            "obs": obs,
+            "static": torch.zeros(3),
+            "steps": torch.zeros(1),
+        } | vectors
         rank = network["loading"].shape[1]
     else:
         peer = torch_simulation.Published(network, own.support)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -89,6 +90,20 @@ def action_heatmap(
     axes.set_xlabel("IV fluid level")
     axes.set_ylabel("vasopressor level")
     axes.set_title(title, size=9)
+
+
+def effects_over_time(axes: Axes, hours: Any, values: Any, actions: Any, *, label: str) -> None:
+    """Lines f[K,H] over hours f[H], one a candidate that begins with `actions` int[K,2].
+
+    Colour tells the vasopressor level, line width the fluid level.
+    """
+    colors = colormaps["viridis"](np.linspace(0, 0.9, LEVELS))
+    for (vasopressor, fluid), line in zip(np.asarray(actions), np.asarray(values, float), strict=True):
+        name = f"vasopressor {vasopressor}" if fluid == 0 else None
+        axes.plot(hours, line, color=colors[vasopressor], linewidth=0.6 + 0.5 * fluid, label=name)
+    axes.axhline(0, color=UNTREATED, linewidth=0.8)
+    axes.set_xlabel("hours")
+    axes.set_ylabel(label)
 
 
 def svg(figure: Figure) -> str:

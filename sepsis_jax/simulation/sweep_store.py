@@ -114,6 +114,13 @@ class Unfinished:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def in_memory(sweep: Sweep) -> xr.Dataset:
+    """The whole sweep as a labelled Dataset, for what fits into memory."""
+    parts = [sweep.run(region) for region in sweep.regions()]
+    dims = {name: (*LEADING, *inner) for name, inner in sweep.shapes().items()}
+    return _labels(sweep).assign({n: (dims[n], np.concatenate([part[n] for part in parts])) for n in dims})
+
+
 def _check_replaceable(out: Path) -> None:
     """Raise InputError unless `out` is absent, empty or a sweep."""
     if out.is_dir() and (not any(out.iterdir()) or (_attributes(out) or {}).get("kind") == KIND):
