@@ -10,7 +10,7 @@ itself: an episode that has ended stays where it is and earns nothing.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import jax
@@ -129,7 +129,7 @@ class SepsisEnv(gymnasium.Env[np.ndarray, np.int64]):
       max_steps: 4-h steps.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012, as the base class has it
 
     def __init__(
         self,
@@ -179,4 +179,4 @@ _PATIENTS, _COHORT_SEED = 256, 0
 
 def register() -> None:
     """Make `gymnasium.make("sepsis_jax/Sepsis-v0")` known; called by Gymnasium itself."""
-    gymnasium.register(id=ID, entry_point=SepsisEnv)
+    gymnasium.register(id=ID, entry_point=f"{__name__}:SepsisEnv")

@@ -188,7 +188,7 @@ def test_bad_plans_are_named(tmp_path, content, expected):
 
 
 def test_unknown_policies_are_named():
-    with pytest.raises(InputError, match="--candidates: expected all, .*found magic"):
+    with pytest.raises(InputError, match=r"--candidates: expected all, .*found magic"):
         make_sweep("untreated,magic")
 
 
