@@ -30,11 +30,11 @@ class EvaluationSettings:
 
     split: Literal["train", "validation", "test"] = "test"
     fresh_patients: int = 0
-    decisions: int = 15_000
+    decisions: int = 10_000
     samples: int = 100
-    rollouts: int = 5_000
+    rollouts: int = 3_000
     rollout_samples: int = 40
-    effects: int = 600
+    effects: int = 500
     effect_samples: int = 64
     safety_stays: int = 0
     planner_samples: int = 64
