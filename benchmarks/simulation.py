@@ -32,7 +32,7 @@ from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.patient.cohort import simulate_cohort
 from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.dynamics.worldmodel.model import WorldModel
-from sepsis_jax.simulation.batch import run_block, simulate
+from sepsis_jax.simulation.batch import run_blocks, simulate
 from sepsis_jax.simulation.course import World
 from sepsis_jax.simulation.record import RETURNS, Record, Summarize, Trajectories
 from sepsis_jax.simulation.sweep import KEY_FEATURES
@@ -183,7 +183,7 @@ def _crn(episodes: Episodes, states: int = 200, samples: int = 256) -> float:
 
 def _curves(episodes: Episodes) -> dict[str, float]:
     """Microseconds a trajectory and step along each axis; the largest over the smallest from 10^4 trajectories on."""
-    before = run_block._cache_size()
+    before = run_blocks._cache_size()
     axes: dict[str, tuple[int, ...]] = {
         "patients": (1, 4, 16, 64, 250, 1000),
         "candidates": (1, 5, 25, 100, 400),
@@ -208,7 +208,7 @@ def _curves(episodes: Episodes) -> dict[str, float]:
             if count >= 10_000:
                 beyond.append(each)
         figures[f"spread_{axis}"] = max(beyond) / min(beyond)
-    figures["compile_count"] = run_block._cache_size() - before
+    figures["compile_count"] = run_blocks._cache_size() - before
     return figures
 
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh, PartitionSpec
 
 from sepsis_jax.dynamics.protocol import History, StepNoise, step_noise, trajectory_key
 from sepsis_jax.errors import InputError
@@ -34,7 +35,9 @@ _UNITS = (16, 256, 4096)  # samples of a slot
 _MOST_SLOTS = 16  # of a cell
 _TILE = 2048  # trajectories
 _ROWS = 24  # steps; a horizon beyond needs another program
-_AT_A_TIME = 8  # histories to read, slots to draw noise for
+_AT_A_TIME = 8  # histories to read
+_NOISES = 32  # slots to draw noise for at a time: few passes, since one costs as much for 1 as for 32
+_BLOCKS = "blocks"
 _PROCESS_GB, _BYTES, _LEAST_BLOCK = 1.0, 12_000, 1024  # of a process without a block; of a trajectory, its record too
 
 
@@ -60,7 +63,7 @@ class Layout:
             raise ValueError(f"expected 1 to {_UNITS[-1] * _MOST_SLOTS} samples, found {samples}")
         unit = next(unit for unit in _UNITS if samples <= unit * _MOST_SLOTS)
         width = math.ceil(unit / members)
-        slots = max(_AT_A_TIME, _TILE // width // _AT_A_TIME * _AT_A_TIME)
+        slots = max(_NOISES, _TILE // width // _NOISES * _NOISES)
         tiles = math.ceil(max(_MOST_SLOTS, block // unit) / slots)
         return cls(members, tiles, slots, width, _ROWS * math.ceil(horizon / _ROWS))
 
@@ -146,12 +149,19 @@ def simulate(
     patient = np.repeat(np.arange(batch), candidates)
     histories = jax.tree.map(np.asarray, histories)
     groups = layout.slots_of_cell(samples)
+    mesh = Mesh(np.array(jax.local_devices()), (_BLOCKS,))
+    most = min(layout.total // groups, math.ceil(len(patient) / mesh.size))
     parts = []
-    for first in range(0, len(patient), layout.total // groups):
-        cells = slice(first, first + layout.total // groups)
-        job = make_job(layout, histories, patient[cells], plans[cells], samples, horizon)
-        found = run_block(world, record, layout, params, policy_params, job, seed)
-        parts.append(record.collect(found, place(job, len(patient[cells]), groups), samples, horizon))
+    for first in range(0, len(patient), most * mesh.size):
+        cells = [slice(first + i * most, min(first + (i + 1) * most, len(patient))) for i in range(mesh.size)]
+        jobs = [make_job(layout, histories, patient[part], plans[part], samples, horizon) for part in cells]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jobs)
+        found = jax.device_get(run_blocks(world, record, layout, mesh, params, policy_params, stacked, seed))
+        for i, (job, part) in enumerate(zip(jobs, cells, strict=True)):
+            if part.start < part.stop:
+                own = jax.tree.map(lambda leaf: leaf[i], found)  # noqa: B023
+                slots = place(job, part.stop - part.start, groups)
+                parts.append(record.collect(own, slots, samples, horizon))
     return jax.tree.map(lambda *leaves: _join(leaves, batch, candidates), *parts)
 
 
@@ -167,7 +177,7 @@ def make_job(
 
     Slots are ordered by patient, then by group, then by cell, so that those with the same noise are neighbours.
     """
-    rows, row = np.unique(patient, return_inverse=True)
+    rows, row = np.unique(patient, return_inverse=True)  # none in a job that fills up the devices
     groups = layout.slots_of_cell(samples)
     cell, group = (axis.ravel() for axis in np.meshgrid(np.arange(len(row)), np.arange(groups), indexing="ij"))
     order = np.lexsort((cell, group, row[cell]))
@@ -214,12 +224,26 @@ def _pad(length: int, rows: np.ndarray) -> np.ndarray:
     return padded
 
 
-@partial(jax.jit, static_argnames=("world", "record", "layout"))
-def run_block(
+@partial(jax.jit, static_argnames=("world", "record", "layout", "mesh"))
+def run_blocks(
+    world: World, record: Record, layout: Layout, mesh: Mesh, params: Any, policy_params: Any, jobs: Job, seed: jax.Array
+) -> Any:
+    """`_run_block` of one Job a device (leading axis), each at its own pace."""
+
+    def one(jobs: Job, params: Any, policy_params: Any, seed: jax.Array) -> Any:
+        job = jax.tree.map(lambda leaf: leaf[0], jobs)
+        found = _run_block(world, record, layout, params, policy_params, job, seed)
+        return jax.tree.map(lambda leaf: leaf[None], found)
+
+    specs = (PartitionSpec(_BLOCKS), PartitionSpec(), PartitionSpec(), PartitionSpec())
+    divided = jax.shard_map(one, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(_BLOCKS), check_vma=False)
+    return divided(jobs, params, policy_params, seed)
+
+
+def _run_block(
     world: World, record: Record, layout: Layout, params: Any, policy_params: Any, job: Job, seed: jax.Array
 ) -> Any:
     """What `record` keeps of the steps (leading [rows,N]) and of the ends (leading N) of one block."""
-    job = jax.tree.map(jnp.asarray, job)
     starts = _encode(world, params, policy_params, job)
     now = jax.vmap(lambda history: history.obs[history.length - 1])(job.histories)
 
@@ -305,11 +329,11 @@ def _noise(world: World, layout: Layout, job: Job, keys: jax.Array, number: jax.
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def some(part: Any, found: StepNoise) -> StepNoise:
-        at = part * _AT_A_TIME
-        new = draw(jax.lax.dynamic_slice_in_dim(keys, at, _AT_A_TIME))
+        at = part * _NOISES
+        new = draw(jax.lax.dynamic_slice_in_dim(keys, at, _NOISES))
         return jax.tree.map(lambda whole, leaf: jax.lax.dynamic_update_slice_in_dim(whole, leaf, at, 0), found, new)
 
-    drawn = jax.lax.fori_loop(0, -(-job.noises[number] // _AT_A_TIME), some, empty)
+    drawn = jax.lax.fori_loop(0, -(-job.noises[number] // _NOISES), some, empty)
     return jax.tree.map(lambda leaf: leaf[job.source[number]], drawn)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import fit_scaler, make_episodes
+from jax.sharding import Mesh
 
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.clinical.reward import PUBLISHED
@@ -18,7 +19,7 @@ from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.losses import history_of
 from sepsis_jax.dynamics.worldmodel.settings import TrainSettings
 from sepsis_jax.errors import InputError
-from sepsis_jax.simulation.batch import Layout, make_job, run_block
+from sepsis_jax.simulation.batch import Layout, make_job, run_blocks
 from sepsis_jax.simulation.course import World
 from sepsis_jax.simulation.record import Summarize
 
@@ -110,6 +111,7 @@ def test_the_rollout_lowers_for_tpu_and_cuda():
     world = World(model, AI_CLINICIAN_BINS, PUBLISHED)
     layout = Layout.of(model.members, samples=16, horizon=2, block=256)
     job = make_job(layout, history_of(episodes), np.array([0, 0, 1]), np.zeros((3, layout.rows, 2), np.int8), 16, 2)
-    run = jax.jit(lambda params, job, key: run_block(world, Summarize(), layout, params, None, job, key))
-    _, text = exported(run, params, jax.tree.map(jnp.asarray, job), jax.random.key(0))
+    mesh = Mesh(np.array(jax.devices()[:1]), ("blocks",))
+    run = jax.jit(lambda params, jobs, key: run_blocks(world, Summarize(), layout, mesh, params, None, jobs, key))
+    _, text = exported(run, params, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], job), jax.random.key(0))
     assert_runs_on_accelerators(text)
