@@ -122,7 +122,7 @@ class Carry:
         time = torch.log1p(state["steps"])
         x = [z.clamp(-8, 8), level.clamp(-8, 8), read.float(), torch.log1p(since), action, state["static"], time]
         hidden = _layers(self.gru, state["hidden"], torch.cat(x, -1))
-        new = {"hidden": hidden, "obs": obs, "level": level, "number": number, "since": since}
+        new = {"hidden": hidden, "obs": obs, "mask": mask, "level": level, "number": number, "since": since}
         return new | {"static": state["static"], "steps": state["steps"] + 1}
 
 

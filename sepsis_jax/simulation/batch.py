@@ -31,6 +31,7 @@ from sepsis_jax.simulation.rollout import pad_plans
 
 BLOCK = 16_384
 """Trajectories in a block."""
+_SMALL = 2048  # where no more are asked for; a second program, but not a block for one trajectory
 _UNITS = (16, 256, 4096)  # samples of a slot
 _MOST_SLOTS = 16  # of a cell
 _TILE = 2048  # trajectories
@@ -143,8 +144,9 @@ def simulate(
     Returns:
       NumPy arrays of `record`, with leading [B,K].
     """
-    layout = Layout.of(world.dynamics.members, samples, horizon, block)
     batch, candidates = plans.shape[:2]
+    few = batch * candidates * samples <= _SMALL
+    layout = Layout.of(world.dynamics.members, samples, horizon, min(block, _SMALL) if few else block)
     plans = np.asarray(pad_plans(world, plans, horizon, layout.rows)).reshape(batch * candidates, layout.rows, 2)
     patient = np.repeat(np.arange(batch), candidates)
     histories = jax.tree.map(np.asarray, histories)
@@ -184,7 +186,7 @@ def make_job(
     cell, group = cell[order], group[order]
     live = np.arange(layout.total) < len(cell)
     pad = partial(_pad, layout.total)
-    cell, group = pad(cell), pad(group)
+    cell, group, row = pad(cell), pad(group), pad(row)
     by_tile = (layout.tiles, layout.slots)
     source, patient_of, group_of = (np.zeros(by_tile, np.int32) for _ in range(3))
     noises = np.zeros(layout.tiles, np.int32)
@@ -197,7 +199,7 @@ def make_job(
         histories=jax.tree.map(lambda leaf: pad(leaf[rows]), histories),
         patients=np.int32(rows.size),
         plans=pad(plans),
-        row=pad(row.astype(np.int32)),
+        row=row.astype(np.int32),
         cell=cell.astype(np.int32).reshape(by_tile),
         group=group.astype(np.int32).reshape(by_tile),
         live=live.reshape(by_tile),
@@ -226,7 +228,14 @@ def _pad(length: int, rows: np.ndarray) -> np.ndarray:
 
 @partial(jax.jit, static_argnames=("world", "record", "layout", "mesh"))
 def run_blocks(
-    world: World, record: Record, layout: Layout, mesh: Mesh, params: Any, policy_params: Any, jobs: Job, seed: jax.Array
+    world: World,
+    record: Record,
+    layout: Layout,
+    mesh: Mesh,
+    params: Any,
+    policy_params: Any,
+    jobs: Job,
+    seed: jax.Array,
 ) -> Any:
     """`_run_block` of one Job a device (leading axis), each at its own pace."""
 
