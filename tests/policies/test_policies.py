@@ -87,7 +87,9 @@ def test_shield_keeps_the_weaning_rule():
 def test_planner_does_not_depend_on_batch_mates():
     histories = histories_with(60.0, 3.0)
     alone = recommend(jax.tree.map(lambda leaf: np.asarray(leaf)[[2]], histories))
-    np.testing.assert_array_equal(alone.returns.value[0], recommend(histories).returns.value[2])
+    together = recommend(histories)
+    np.testing.assert_array_equal(alone.action[0], together.action[2])
+    np.testing.assert_allclose(alone.returns.value[0], together.returns.value[2], rtol=1e-5)  # sums of other blocks
 
 
 def test_planner_value_is_that_of_simulate():
