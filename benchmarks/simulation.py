@@ -32,7 +32,8 @@ from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.patient.cohort import simulate_cohort
 from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.dynamics.worldmodel.model import WorldModel
-from sepsis_jax.simulation.batch import run_blocks, simulate
+from sepsis_jax.simulation.batch import simulate
+from sepsis_jax.simulation.block import run_blocks
 from sepsis_jax.simulation.course import World
 from sepsis_jax.simulation.record import RETURNS, Record, Summarize, Trajectories
 from sepsis_jax.simulation.sweep import KEY_FEATURES

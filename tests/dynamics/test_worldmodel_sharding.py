@@ -19,7 +19,8 @@ from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.losses import history_of
 from sepsis_jax.dynamics.worldmodel.settings import TrainSettings
 from sepsis_jax.errors import InputError
-from sepsis_jax.simulation.batch import Layout, make_job, run_blocks
+from sepsis_jax.simulation.batch import make_job
+from sepsis_jax.simulation.block import Layout, run_blocks
 from sepsis_jax.simulation.course import World
 from sepsis_jax.simulation.record import Summarize
 
