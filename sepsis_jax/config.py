@@ -105,8 +105,18 @@ def load(argv: Sequence[str], flags: type[Flags], *, description: str) -> tuple[
     parser.add_argument("--config", action="config", help="YAML file, e.g. configs/demo.yaml")
     parser.add_class_arguments(Config)
     parser.add_class_arguments(flags)
-    namespace = _parse(parser, argv)
+    switches = {f"--{field.name}" for field in dataclasses.fields(flags) if field.type in (bool, "bool")}
+    namespace = _parse(parser, [_usual(word, switches) for word in argv])
     return _pick(Config, namespace), _pick(flags, namespace)
+
+
+def _usual(word: str, switches: set[str]) -> str:
+    """`--dry-run`, a switch, is `--dry_run=true`."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    name = "--" + name[2:].replace("-", "_")
+    return f"{name}=true" if name in switches and not equals else name + equals + value
 
 
 def _pick(kind: type[Any], namespace: Namespace) -> Any:

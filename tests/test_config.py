@@ -76,6 +76,17 @@ def test_bad_files_get_one_line_that_names_them(tmp_path, text, words):
     assert words in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
+def test_switches_need_no_value_and_hyphens_are_underscores():
+    @dataclasses.dataclass(frozen=True)
+    class Flags:
+        dry_run: bool = False
+        what: str = "a-b"
+
+    for words, expected in (((), False), (("--dry-run",), True), (("--dry_run=false",), False)):
+        _, flags = config.load([*words, "--world-model.epochs", "3"], Flags, description="")
+        assert flags.dry_run is expected and flags.what == "a-b"
+
+
 def test_the_bad_file_is_named_and_so_is_the_command_line(tmp_path):
     (tmp_path / "bad.yaml").write_text("nope: 1")
     with pytest.raises(InputError, match=r"bad\.yaml: nope: expected a known key"):

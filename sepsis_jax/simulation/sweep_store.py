@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
+from zarr.codecs import BloscCodec, BloscShuffle
 
 from sepsis_jax import files
 from sepsis_jax.clinical.features import NAMES, UNITS
@@ -74,6 +75,9 @@ class Unfinished:
                     dtype="float32",
                     fill_value=np.nan,
                     dimension_names=dims,
+                    # Bytes of like weight side by side compress well; one flat file a chunk instead of a folder each.
+                    compressors=BloscCodec(cname="zstd", clevel=5, shuffle=BloscShuffle.shuffle),
+                    chunk_key_encoding={"name": "default", "separator": "."},
                     attributes={"units": _UNITS[name]} if name in _UNITS else {},
                 )
             (aside / DONE).mkdir()
