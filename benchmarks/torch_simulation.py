@@ -143,7 +143,7 @@ class Published:
         with torch.no_grad():
             for number, cell in enumerate(cells):
                 for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-                    getattr(self.gru, f"{name}_l{number}").copy_(cell[name].T)
+                    getattr(self.gru, f"{name}_l{number}").copy_(cell[name].T if cell[name].ndim == 2 else cell[name])
 
     def step(self, state: Tensors, action: torch.Tensor, noise: Tensors) -> Tensors:
         """One step of N trajectories: state rows f32[N,12,87], static f32[N,3] (z); action f32[N,10] one-hot."""

@@ -22,6 +22,7 @@ def test_it_has_no_output(path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path):
     notebook = nbformat.read(path, 4)

@@ -26,7 +26,7 @@ from sepsis_jax.simulation.rollout import pad_plans
 
 BLOCK = 16_384
 """Trajectories in a block."""
-_SMALL = 2048  # where no more are asked for; a second program, but not a block for one trajectory
+_SMALL = 2048  # where no more are asked for: a second program, but not a block on every device for one trajectory
 _PROCESS_GB, _BYTES, _LEAST_BLOCK = 1.0, 12_000, 1024  # of a process without a block; of a trajectory, its record too
 
 
@@ -75,7 +75,7 @@ def simulate(
     patient = np.repeat(np.arange(batch), candidates)
     histories = jax.tree.map(np.asarray, histories)
     groups = layout.slots_of_cell(samples)
-    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    mesh = Mesh(np.array(jax.local_devices()[: 1 if few else None]), (AXIS,))
     most = min(layout.total // groups, math.ceil(len(patient) / mesh.size))
     parts = []
     for first in range(0, len(patient), most * mesh.size):

@@ -25,7 +25,7 @@ torch = pytest.importorskip("torch", reason="needs the extra [torch]")
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 peers = pytest.importorskip("torch_simulation")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 SEED, HORIZON, SAMPLES, STEP = jax.random.key(5), 6, 100, 3
 PLANS = np.array([[[0, 0]] * HORIZON, [[3, 2]] * HORIZON, [[4, 4], [1, 0]] * (HORIZON // 2)], np.int8)
 
