@@ -37,6 +37,7 @@ def run(tmp_path_factory):
         shutil.rmtree(folder / "runs/demo/episodes/truth.zarr")
         script("train_wm")
         script("agent_loop", "--agent.stays", "2")
+        script("sweep", "--split", "test", "--steps", "0,2", "--samples", "16", "--horizon", "2")
         script("evaluate", "--json", "out.json", *FEW)
         yield folder
 
@@ -54,14 +55,16 @@ def test_all_scripts_run_without_the_truth(run):
 
 
 @pytest.mark.slow
-def test_the_readme_example_runs(run):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_readme_examples_run(run):
     names: dict = {}
-    exec(compile(block, "README.md", "exec"), names)
-    assert names["futures"].median.shape == (3, 25, 6, 2) and names["futures"].death_90d.shape == (3, 25)
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["futures"].quantile.shape == (3, 25, 6, 2, 3) and names["futures"].death_90d.shape == (3, 25)
+    assert names["sweep"].sizes["candidate"] == 25 and names["sweep"].sizes["time"] == 2
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebooks_run_and_are_stored_without_output(run, path):
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
