@@ -105,9 +105,12 @@ def load(argv: Sequence[str], flags: type[Flags], *, description: str) -> tuple[
     parser.add_argument("--config", action="config", help="YAML file, e.g. configs/demo.yaml")
     parser.add_class_arguments(Config)
     parser.add_class_arguments(flags)
-    switches = {f"--{field.name}" for field in dataclasses.fields(flags) if field.type in (bool, "bool")}
-    namespace = _parse(parser, [_usual(word, switches) for word in argv])
+    namespace = _parse(parser, [_usual(word, _switches(flags)) for word in argv])
     return _pick(Config, namespace), _pick(flags, namespace)
+
+
+def _switches(flags: type[Any]) -> set[str]:
+    return {f"--{field.name}" for field in dataclasses.fields(flags) if field.type in (bool, "bool")}
 
 
 def _usual(word: str, switches: set[str]) -> str:
