@@ -22,7 +22,7 @@ from sepsis_jax.clinical.features import NAMES
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.worldmodel import sharding
 from sepsis_jax.dynamics.worldmodel.unfinished import digest
-from sepsis_jax.errors import InputError
+from sepsis_jax.errors import SEEDS, InputError, check_range
 from sepsis_jax.policies.rules import Fixed, Guideline
 from sepsis_jax.simulation import batch, candidates, sweep
 from sepsis_jax.simulation.record import Summarize
@@ -73,8 +73,7 @@ class Flags:
         for name in self.features.split(","):
             if self.features != "all" and name not in NAMES:
                 raise InputError("--features", expected="names of features, or all", found=name)
-        if not self.seed >= 0:
-            raise InputError("--seed", expected="0 or more", found=self.seed)
+        check_range(self, "command line", seed=SEEDS)
 
 
 def main(argv: list[str]) -> None:

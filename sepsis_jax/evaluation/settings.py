@@ -7,6 +7,7 @@ import math
 from typing import Literal
 
 from sepsis_jax.errors import SEEDS, check_range
+from sepsis_jax.simulation.block import MOST_SAMPLES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class EvaluationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_range(self, "evaluation", safety_stays=(0, math.inf), planner_samples=(2, 1_000_000), seed=SEEDS)
+        check_range(self, "evaluation", safety_stays=(0, math.inf), planner_samples=(2, MOST_SAMPLES), seed=SEEDS)
         check_range(self, "evaluation", draws=(100, 1_000_000), fresh_patients=(0, 10_000_000))
         numbers = dict.fromkeys(("decisions", "rollouts"), (1, 100_000_000))
         check_range(self, "evaluation", effects=(0, 100_000_000), **numbers)

@@ -20,6 +20,7 @@ from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.errors import check_range
 from sepsis_jax.simulation.batch import BLOCK, simulate
+from sepsis_jax.simulation.block import MOST_SAMPLES
 from sepsis_jax.simulation.course import World
 from sepsis_jax.simulation.record import RETURNS, Summary
 
@@ -41,7 +42,7 @@ class PlannerSettings:
     block: int = BLOCK
 
     def __post_init__(self) -> None:
-        check_range(self, "planner", samples=(2, 1_000_000), horizon=(1, 1000), block=(1, 10_000_000))
+        check_range(self, "planner", samples=(2, MOST_SAMPLES), horizon=(1, 1000), block=(1, 10_000_000))
 
 
 @struct.dataclass

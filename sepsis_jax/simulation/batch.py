@@ -63,7 +63,7 @@ def simulate(
       seed: key of the run (threefry).
       record: what to keep of the samples, e.g. `record.Summarize()`.
       samples: S. horizon: H, 4-h steps.
-      block: trajectories simulated at once; bounds the memory and changes nothing else.
+      block: trajectories simulated at once; bounds the memory and changes no draw, only the last bits of sums.
 
     Returns:
       NumPy arrays of `record`, with leading [B,K].

@@ -24,6 +24,8 @@ AXIS = "blocks"
 """Of the mesh of devices."""
 _UNITS = (16, 256, 4096)  # samples of a slot
 _MOST_SLOTS = 16  # of a cell
+MOST_SAMPLES = _UNITS[-1] * _MOST_SLOTS
+"""Of a cell."""
 _TILE = 2048  # trajectories
 _ROWS = 24  # steps; a horizon beyond needs another program
 _AT_A_TIME = 8  # histories to read
@@ -48,8 +50,8 @@ class Layout:
     @classmethod
     def of(cls, members: int, samples: int, horizon: int, block: int) -> Layout:
         """For this many samples of a cell; ValueError beyond 65,536."""
-        if not 1 <= samples <= _UNITS[-1] * _MOST_SLOTS:
-            raise ValueError(f"expected 1 to {_UNITS[-1] * _MOST_SLOTS} samples, found {samples}")
+        if not 1 <= samples <= MOST_SAMPLES:
+            raise ValueError(f"expected 1 to {MOST_SAMPLES} samples, found {samples}")
         unit = next(unit for unit in _UNITS if samples <= unit * _MOST_SLOTS)
         width = math.ceil(unit / members)
         slots = max(_NOISES, _TILE // width // _NOISES * _NOISES)

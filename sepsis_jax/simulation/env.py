@@ -21,11 +21,12 @@ from flax import struct
 from sepsis_jax import checkpoints
 from sepsis_jax.clinical import actions
 from sepsis_jax.clinical.features import HIGH, LOW, NUM_MASKED
-from sepsis_jax.clinical.reward import PUBLISHED, Reward
+from sepsis_jax.clinical.reward import PUBLISHED
 from sepsis_jax.data.episodes import EXIT_TRUNCATED, Episodes
 from sepsis_jax.dynamics.patient.cohort import simulate_cohort
 from sepsis_jax.dynamics.protocol import History, history_at, step_noise
 from sepsis_jax.dynamics.worldmodel.model import WorldModel
+from sepsis_jax.errors import InputError
 from sepsis_jax.simulation.course import Course, World, advance, finish, start
 
 ID = "sepsis_jax/Sepsis-v0"
@@ -137,11 +138,10 @@ class SepsisEnv(gymnasium.Env[np.ndarray, np.int64]):
         params: Any = None,
         episodes: Episodes | None = None,
         max_steps: int = 24,
-        reward: Reward = PUBLISHED,
     ) -> None:
         if world is None:
             model, params, manifest = WorldModel.from_checkpoint(checkpoints.CARRY)
-            world = World(model, manifest.action_bins, reward)
+            world = World(model, manifest.action_bins, PUBLISHED)
         self._world, self._params, self._max_steps = world, params, max_steps
         self._episodes = simulate_cohort(_PATIENTS, seed=_COHORT_SEED)[0] if episodes is None else episodes
         low = np.concatenate([LOW, np.zeros(NUM_MASKED), [0, 0, 0]])
@@ -157,7 +157,10 @@ class SepsisEnv(gymnasium.Env[np.ndarray, np.int64]):
         super().reset(seed=seed)
         row = int(self.np_random.integers(self._episodes.num_stays))
         if options and "stay_id" in options:
-            row = int(np.flatnonzero(np.asarray(self._episodes.stay_id) == options["stay_id"])[0])
+            known = np.flatnonzero(np.asarray(self._episodes.stay_id) == options["stay_id"])
+            if not known.size:
+                raise InputError("options", field="stay_id", expected="a stay", found=options["stay_id"])
+            row = int(known[0])
         key = jax.random.key(int(self.np_random.integers(2**31)))
         self._state = reset(self._world, self._params, history_at(self._episodes, [row], [0]), key[None])
         return np.asarray(observation(self._state))[0], {"stay_id": int(self._episodes.stay_id[row])}

@@ -103,13 +103,15 @@ class Sweep:
     def run(self, region: slice) -> Arrays:
         """Arrays of some stays, f32 with leading [stays,steps,K]; NaN where a stay has no such decision."""
         length = np.asarray(self.episodes.length)[region]
+        sizes = {dim: len(labels) for dim, (_, labels) in coordinates(self).items()}
+        leading = (length.size, len(self.steps), len(self.names))
+        inner = {name: tuple(sizes[dim] for dim in dims) for name, dims in self.shapes().items()}
+        out = {name: np.full(leading + shape, np.nan, np.float32) for name, shape in inner.items()}
         row, column = np.nonzero(length[:, None] > np.asarray(self.steps)[None])
-        histories = history_at(self.episodes, row + region.start, np.asarray(self.steps)[column])
-        found = self.at(histories)
-        out = {}
-        for name, values in found.items():
-            out[name] = np.full((length.size, len(self.steps), *values.shape[1:]), np.nan, np.float32)
-            out[name][row, column] = values
+        if row.size:  # a region of short stays may have none
+            histories = history_at(self.episodes, row + region.start, np.asarray(self.steps)[column])
+            for name, values in self.at(histories).items():
+                out[name][row, column] = values
         return out
 
     def at(self, histories: History) -> Arrays:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +71,7 @@ def test_batches_change_nothing():
         over_decisions(_Values(ToyDynamics()), toy_params(), EPISODES, decisions, batch_size=size, title="")
         for size in (100, 3)
     )
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), whole, part)
+    chex.assert_trees_all_close(whole, part, rtol=1e-6)
 
 
 def test_drawn_decisions_have_what_they_need_ahead():

@@ -83,6 +83,12 @@ def test_decisions_that_a_stay_does_not_have_are_nan(whole):
     assert missing.any() and not missing.all()
 
 
+def test_a_region_of_stays_that_are_too_short_is_nan():
+    found = make_sweep(steps=(5, 40)).run(slice(0, 5))
+    assert np.isnan(found["obs"][:, 1]).all() and found["obs"].shape == (5, 2, 25, 3, 2, 6)
+    assert all(np.isnan(values).all() for values in make_sweep(steps=(40,)).run(slice(0, 2)).values())
+
+
 def test_a_stopped_sweep_goes_on_to_the_same_bytes(tmp_path, whole):
     out = tmp_path / "sweep.zarr"
     sweep = make_sweep()
