@@ -157,11 +157,12 @@ def confine(support: Support, obs: jax.Array, measured: jax.Array) -> jax.Array:
     """
     low, high = jnp.asarray(support.low), jnp.asarray(support.high)
     obs = jnp.clip(obs, jnp.where(measured, low, LOW), jnp.where(measured, high, HIGH))
-    obs = obs.at[_GCS].set(jnp.where(measured[_GCS], jnp.round(obs[_GCS]), obs[_GCS]))
+    obs = jnp.where(measured & _IS_GCS, jnp.round(obs), obs)
     floor = jnp.where(measured[_DIA], low[_DIA], obs[_DIA]) + PRESSURE_GAP
     ceiling = jnp.where(measured[_SYS], high[_SYS], obs[_SYS]) - PRESSURE_GAP
     mean = jnp.where(measured[_MEAN], jnp.clip(obs[_MEAN], floor, ceiling), obs[_MEAN])
     near = PRESSURE_GAP - _ROUNDING
-    obs = obs.at[_DIA].set(jnp.where(mean - obs[_DIA] < near, mean - PRESSURE_GAP, obs[_DIA]))
-    obs = obs.at[_SYS].set(jnp.where(obs[_SYS] - mean < near, mean + PRESSURE_GAP, obs[_SYS]))
-    return obs.at[_MEAN].set(mean)
+    dia = jnp.where(mean - obs[_DIA] < near, mean - PRESSURE_GAP, obs[_DIA])
+    sys = jnp.where(obs[_SYS] - mean < near, mean + PRESSURE_GAP, obs[_SYS])
+    # The three lie side by side; in a batch, one pass instead of three scatters.
+    return jnp.concatenate([obs[:_SYS], jnp.stack([sys, dia, mean]), obs[_MEAN + 1 :]])

@@ -155,7 +155,7 @@ def track(z: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arra
 def network_inputs(static: Any, z: Any, level: Any, mask: Any, action: Any, since: Any, steps: Any) -> jax.Array:
     """What the recurrent network reads of one step, f32[INPUTS]; see `Memory` and `CarryNetwork.observe`."""
     time = jnp.log1p(steps)[None]
-    return jnp.concatenate([squash(z), squash(level), mask.astype(z.dtype), jnp.log1p(since), action, static, time])
+    return jnp.concatenate([squash(z), squash(level), mask.astype(z.dtype), jnp.log(since + 1), action, static, time])
 
 
 def squash(z: jax.Array) -> jax.Array:

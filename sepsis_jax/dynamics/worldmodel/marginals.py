@@ -63,12 +63,11 @@ class Interval(NamedTuple):
 @jax.jit
 def value(marginals: Marginals, score: jax.Array) -> jax.Array:
     """f32[...,N] z-scores at the normal scores f32[...,N]."""
-    below, above = _sides(marginals)
     if marginals.zero_logit is None:
-        return marginals.center + _rise(above, score) - _rise(below, -score)
+        return _bend(marginals, score)
     tail = ndtr(-score[..., -1]) / jax.nn.sigmoid(-marginals.zero_logit)  # of those over it
     score = _with_last(score, -ndtri(jnp.clip(tail, 1e-30, 1 - 1e-6)))
-    z = marginals.center + _rise(above, score) - _rise(below, -score)
+    z = _bend(marginals, score)
     return _with_last(z, jnp.where(tail < 1, z[..., -1], -_FAR))
 
 
@@ -119,6 +118,15 @@ def _with_last(values: jax.Array, last: jax.Array) -> jax.Array:
     return jnp.concatenate([values[..., :-1], last[..., None]], axis=-1)
 
 
+def _bend(marginals: Marginals, score: jax.Array) -> jax.Array:
+    """The map itself, without a hurdle: f32[...,N] -> f32[...,N]."""
+    slopes, above = jnp.unstack(marginals.log_slope, axis=-2), score > 0
+    middle = len(slopes) // 2
+    pairs = zip(slopes[middle::-1], slopes[middle:], strict=True)
+    rise = _rise([jnp.exp(jnp.where(above, up, down)) for down, up in pairs], jnp.abs(score))
+    return marginals.center + jnp.where(above, rise, -rise)
+
+
 def _sides(marginals: Marginals) -> tuple[Sequence[jax.Array], Sequence[jax.Array]]:
     """Slopes f32[...,N] from the median downwards and upwards, each at as many of `_KNOTS`."""
     slopes = jnp.unstack(jnp.exp(marginals.log_slope), axis=-2)
@@ -127,7 +135,7 @@ def _sides(marginals: Marginals) -> tuple[Sequence[jax.Array], Sequence[jax.Arra
 
 
 def _rise(slopes: Sequence[jax.Array], score: jax.Array) -> jax.Array:
-    """Integral of the slope from 0 to a score above 0; 0 for one below. A few fused passes: an axis would be stored."""
+    """Integral of the slope from 0 to a score above 0. A few fused passes: an axis would be stored."""
     rise = slopes[-1] * jnp.maximum(score - _KNOTS[len(slopes) - 1], 0.0)
     for low, high, left, right in _pieces(slopes):
         part = jnp.clip(score - low, 0.0, high - low)
