@@ -17,7 +17,7 @@ from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 
 from sepsis_jax.dynamics.protocol import History, StepNoise, step_noise, trajectory_key
-from sepsis_jax.simulation.course import Course, World, advance, finish, start
+from sepsis_jax.simulation.course import Course, Moment, World, advance, finish, start
 from sepsis_jax.simulation.record import Record, Samples
 
 AXIS = "blocks"
@@ -29,7 +29,7 @@ MOST_SAMPLES = _UNITS[-1] * _MOST_SLOTS
 _TILE = 2048  # trajectories
 _ROWS = 24  # steps; a horizon beyond needs another program
 _AT_A_TIME = 8  # histories to read
-_NOISES = 32  # slots to draw noise for at a time: few passes, since one costs as much for 1 as for 32
+_SHARE = 8  # slots a noise, from which on not one for each slot is drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Layout:
             raise ValueError(f"expected 1 to {MOST_SAMPLES} samples, found {samples}")
         unit = next(unit for unit in _UNITS if samples <= unit * _MOST_SLOTS)
         width = math.ceil(unit / members)
-        slots = max(_NOISES, _TILE // width // _NOISES * _NOISES)
+        slots = max(4 * _SHARE, _TILE // width // _SHARE * _SHARE)
         tiles = math.ceil(max(_MOST_SLOTS, block // unit) / slots)
         return cls(members, tiles, slots, width, _ROWS * math.ceil(horizon / _ROWS))
 
@@ -126,27 +126,31 @@ def _run_block(
     starts = _encode(world, params, policy_params, job)
     now = jax.vmap(lambda history: history.obs[history.length - 1])(job.histories)
 
-    def tile(index: jax.Array) -> Any:
-        member, number = index // layout.tiles, index % layout.tiles
-        run = partial(_tile, world, record, layout, params, policy_params, job, starts, now, seed, member, number)
-        blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run))
-        return jax.lax.cond(job.live[number].any(), run, lambda: blank)
+    def of_member(member: jax.Array) -> Any:
+        own, before = world.dynamics.member(params, member), jax.tree.map(lambda leaf: leaf[member], starts)
 
-    kept, death_90d, value = jax.lax.map(tile, jnp.arange(layout.members * layout.tiles))
+        def tile(number: jax.Array) -> Any:
+            run = partial(_tile, world, record, layout, own, policy_params, job, before, now, seed, member, number)
+            blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run))
+            return jax.lax.cond(job.live[number].any(), run, lambda: blank)
+
+        return jax.lax.map(tile, jnp.arange(layout.tiles))
+
+    kept, death_90d, value = jax.lax.map(of_member, jnp.arange(layout.members))
 
     def by_slot(leaf: jax.Array) -> jax.Array:
-        """[M*J,slots,width,...] -> [N,M,width,...]."""
-        return jnp.moveaxis(leaf.reshape(layout.members, layout.total, *leaf.shape[2:]), 0, 1)
+        """[M,J,slots,width,...] -> [N,M,width,...]."""
+        return jnp.moveaxis(leaf.reshape(layout.members, layout.total, *leaf.shape[3:]), 0, 1)
 
     numbers = jnp.stack([_number(layout, job.group.ravel(), member) for member in range(layout.members)], axis=1)
     valid = job.live.ravel()[:, None, None] & (numbers < job.samples)
     group = Samples(valid, job.cell.ravel())
 
     def reduce(index: Any, found: Any) -> Any:
-        step = record.step(group, jax.tree.map(lambda leaf: by_slot(leaf[:, index]), kept))
+        step = record.step(group, jax.tree.map(lambda leaf: by_slot(leaf[:, :, index]), kept))
         return jax.tree.map(lambda whole, new: whole.at[index].set(new), found, step)
 
-    shapes = jax.eval_shape(lambda: record.step(group, jax.tree.map(lambda leaf: by_slot(leaf[:, 0]), kept)))
+    shapes = jax.eval_shape(lambda: record.step(group, jax.tree.map(lambda leaf: by_slot(leaf[:, :, 0]), kept)))
     empty = jax.tree.map(lambda leaf: jnp.zeros((layout.rows, *leaf.shape), leaf.dtype), shapes)
     steps = jax.lax.fori_loop(0, job.horizon, reduce, empty)
     return steps, record.end(group, by_slot(death_90d), by_slot(value))
@@ -156,7 +160,7 @@ def _tile(
     world: World,
     record: Record,
     layout: Layout,
-    params: Any,
+    own: Any,
     policy_params: Any,
     job: Job,
     starts: Course,
@@ -165,27 +169,44 @@ def _tile(
     member: jax.Array,
     number: jax.Array,
 ) -> tuple[Any, jax.Array, jax.Array]:
-    """One tile of one member from the decision to the horizon: kept [rows,slots,width,...], ends [slots,width]."""
-    own, cell = world.dynamics.member(params, member), job.cell[number]
+    """One tile of one member from the decision to the horizon: kept [rows,slots,width,...], ends [slots,width].
+
+    On the way its trajectories are [width*slots], so that what a slot shares is spread over a leading axis.
+    """
+    cell = job.cell[number]
     row = job.row[cell]
     keys = _keys(layout, job, seed, member, number)
 
-    def step(index: Any, course: Course, whose: Any) -> tuple[Course, Any]:
-        noise = _noise(world, layout, job, keys, number, index)
-        run = partial(advance, world, own, policy_params, index=index)
-        course, moment = jax.vmap(jax.vmap(run, (whose, None, 0)))(course, job.plans[cell, index], noise)
-        return course, jax.vmap(jax.vmap(record.keep, (0, None)))(moment, now[row])
+    def each(row: jax.Array) -> jax.Array:
+        """[slots,...] -> [width*slots,...]."""
+        return jnp.tile(row, (layout.width, *(1,) * (row.ndim - 1)))
+
+    def flat(leaf: jax.Array) -> jax.Array:
+        """[width,slots,...] -> [width*slots,...]."""
+        return leaf.reshape(-1, *leaf.shape[2:])
+
+    def by_slot(leaf: jax.Array) -> jax.Array:
+        """[width*slots,...] -> [slots,width,...]."""
+        return leaf.reshape(layout.width, layout.slots, *leaf.shape[1:]).swapaxes(0, 1)
+
+    def keep(moment: Moment) -> Any:
+        return jax.vmap(record.keep)(moment, each(now[row]))
 
     # Before the first step all samples of a slot are one.
-    course, first = step(0, jax.tree.map(lambda leaf: leaf[member, row], starts), None)
-    kept = jax.tree.map(lambda leaf: jnp.zeros((layout.rows, *leaf.shape), leaf.dtype).at[0].set(leaf), first)
+    run, before = partial(advance, world, own, policy_params), jax.tree.map(lambda leaf: leaf[row], starts)
+    first = jax.vmap(jax.vmap(partial(run, index=0)), (None, None, 0))
+    noise = _noise(world, layout, job, keys, number, 0)
+    course, moment = jax.tree.map(flat, first(before, job.plans[cell, 0], noise))
+    kept = jax.tree.map(lambda leaf: jnp.zeros((layout.rows, *leaf.shape), leaf.dtype).at[0].set(leaf), keep(moment))
 
     def body(index: Any, carry: tuple[Course, Any]) -> tuple[Course, Any]:
-        course, new = step(index, carry[0], 0)
-        return course, jax.tree.map(lambda whole, part: whole.at[index].set(part), carry[1], new)
+        noise = jax.tree.map(flat, _noise(world, layout, job, keys, number, index))
+        course, moment = jax.vmap(partial(run, index=index))(carry[0], each(job.plans[cell, index]), noise)
+        return course, jax.tree.map(lambda whole, part: whole.at[index].set(part), carry[1], keep(moment))
 
     course, kept = jax.lax.fori_loop(1, job.horizon, body, (course, kept))
-    return kept, *jax.vmap(jax.vmap(partial(finish, world, own)))(course)
+    ends = jax.vmap(partial(finish, world, own))(course)
+    return jax.tree.map(jax.vmap(by_slot), kept), *map(by_slot, ends)
 
 
 def _number(layout: Layout, group: jax.Array, member: Any) -> jax.Array:
@@ -194,26 +215,27 @@ def _number(layout: Layout, group: jax.Array, member: Any) -> jax.Array:
 
 
 def _keys(layout: Layout, job: Job, seed: jax.Array, member: jax.Array, number: jax.Array) -> jax.Array:
-    """key[slots,width] of the tile's different noises."""
+    """key[width,slots] of the tile's different noises."""
     patient = job.patient_of[number]
     stay, last = job.histories.stay_id[patient], job.histories.length[patient] - 1
     of_slot = jax.vmap(trajectory_key, (None, None, None, 0))
-    return jax.vmap(of_slot, (None, 0, 0, 0))(seed, stay, last, _number(layout, job.group_of[number], member))
+    return jax.vmap(of_slot, (None, 0, 0, 0), 1)(seed, stay, last, _number(layout, job.group_of[number], member))
 
 
 def _noise(world: World, layout: Layout, job: Job, keys: jax.Array, number: jax.Array, index: Any) -> StepNoise:
-    """StepNoise with leading [slots,width] of one step: each different one is drawn once, then shared."""
+    """StepNoise with leading [width,slots] of one step: where a few are shared by many, only those are drawn."""
     draw = jax.vmap(jax.vmap(lambda key: step_noise(world.dynamics, key, index)))
-    shapes = jax.eval_shape(draw, keys)
-    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    few = layout.slots // _SHARE
 
-    def some(part: Any, found: StepNoise) -> StepNoise:
-        at = part * _NOISES
-        new = draw(jax.lax.dynamic_slice_in_dim(keys, at, _NOISES))
-        return jax.tree.map(lambda whole, leaf: jax.lax.dynamic_update_slice_in_dim(whole, leaf, at, 0), found, new)
+    def first() -> StepNoise:
+        """In arrays of the same shapes, the rest of which is not looked at."""
+        rest = (0, layout.slots - few)
+        return jax.tree.map(
+            lambda leaf: jnp.pad(leaf, [(0, 0), rest, *[(0, 0)] * (leaf.ndim - 2)]), draw(keys[:, :few])
+        )
 
-    drawn = jax.lax.fori_loop(0, -(-job.noises[number] // _NOISES), some, empty)
-    return jax.tree.map(lambda leaf: leaf[job.source[number]], drawn)
+    drawn = jax.lax.cond(job.noises[number] <= few, first, lambda: draw(keys))
+    return jax.tree.map(lambda leaf: leaf[:, job.source[number]], drawn)
 
 
 def _encode(world: World, params: Any, policy_params: Any, job: Job) -> Course:
