@@ -9,6 +9,7 @@ feature learns, plus a predicted change.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -56,13 +57,16 @@ class Memory:
 class CarryNetwork(nnx.Module):
     """GRU over the history; two hidden layers before the heads of the next step; a hidden layer for mortality."""
 
-    def __init__(self, hidden: int, layers: int, dropout: float, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, hidden: int, layers: int, dropout: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
         zeros = nnx.initializers.zeros_init()
-        self.gru = StackedGRU(INPUTS, hidden, layers, dropout, rngs=rngs)
-        self.trunk = nnx.Linear(hidden + 2 * NUM_FEATURES + _ACTION, hidden, rngs=rngs)
-        self.second = nnx.Linear(hidden, hidden, rngs=rngs)
+        linear = partial(nnx.Linear, dtype=dtype, preferred_element_type=jnp.float32, rngs=rngs)
+        self.gru = StackedGRU(INPUTS, hidden, layers, dropout, dtype=dtype, rngs=rngs)
+        self.trunk = linear(hidden + 2 * NUM_FEATURES + _ACTION, hidden)
+        self.second = linear(hidden, hidden)
         # Zeros make the untrained model persistence with unit variance.
-        self.heads = nnx.Linear(hidden, sum(OUTPUTS), kernel_init=zeros, rngs=rngs)
+        self.heads = linear(hidden, sum(OUTPUTS), kernel_init=zeros)
         self.loading = nnx.Param(0.1 * jax.random.normal(rngs.params(), (NUM_FEATURES, RANK)))
         self.pull = nnx.Param(jnp.zeros(NUM_FEATURES))
         self.log_spread = nnx.Param(jnp.zeros(NUM_FEATURES))

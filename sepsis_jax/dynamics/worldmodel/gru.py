@@ -13,6 +13,8 @@ b_hn inside the product with r, so it cannot hold such weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -23,15 +25,17 @@ class GRUCell(nnx.Module):
 
     Attributes:
       weight_ih: f32[in,3H]. weight_hh: f32[H,3H]. bias_ih, bias_hh: f32[3H].
+      dtype: to which the operands of products are rounded; sums are f32.
     """
 
-    def __init__(self, in_features: int, hidden: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, in_features: int, hidden: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
         rows, bound = in_features + hidden + 2, hidden**-0.5
         weights = jax.random.uniform(rngs.params(), (rows, 3 * hidden), minval=-bound, maxval=bound)
         self.weight_ih = nnx.Param(weights[:in_features])
         self.weight_hh = nnx.Param(weights[in_features:-2])
         self.bias_ih = nnx.Param(weights[-2])
         self.bias_hh = nnx.Param(weights[-1])
+        self.dtype = dtype
 
     def __call__(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
         """f32[H], f32[in] -> f32[H]."""
@@ -39,22 +43,27 @@ class GRUCell(nnx.Module):
 
     def project(self, x: jax.Array) -> jax.Array:
         """f32[...,in] -> f32[...,3H]: the input's part of the gates, for all steps at once."""
-        return x @ self.weight_ih[...] + jnp.reshape(self.bias_ih[...], (1,) * (x.ndim - 1) + (-1,))
+        return self._product(x, self.weight_ih[...]) + jnp.reshape(self.bias_ih[...], (1,) * (x.ndim - 1) + (-1,))
 
     def advance(self, hidden: jax.Array, projected: jax.Array) -> jax.Array:
         """f32[H], f32[3H] -> f32[H]."""
         reset_x, update_x, new_x = jnp.split(projected, 3)
-        reset_h, update_h, new_h = jnp.split(hidden @ self.weight_hh[...] + self.bias_hh[...], 3)
+        reset_h, update_h, new_h = jnp.split(self._product(hidden, self.weight_hh[...]) + self.bias_hh[...], 3)
         new = jnp.tanh(new_x + _sigmoid(reset_x + reset_h) * new_h)
         return new + _sigmoid(update_x + update_h) * (hidden - new)
+
+    def _product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.matmul(x.astype(self.dtype), weight.astype(self.dtype), preferred_element_type=jnp.float32)
 
 
 class StackedGRU(nnx.Module):
     """L layers, each reading the one below; dropout between layers, as `torch.nn.GRU(dropout=...)`."""
 
-    def __init__(self, in_features: int, hidden: int, layers: int, dropout: float, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, in_features: int, hidden: int, layers: int, dropout: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
         sizes = [in_features] + [hidden] * (layers - 1)
-        self.cells = nnx.List([GRUCell(size, hidden, rngs=rngs) for size in sizes])
+        self.cells = nnx.List([GRUCell(size, hidden, dtype=dtype, rngs=rngs) for size in sizes])
         self.dropout = nnx.Dropout(dropout)
         self.shape = (layers, hidden)
 

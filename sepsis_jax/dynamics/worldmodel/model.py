@@ -29,6 +29,8 @@ from sepsis_jax.dynamics.worldmodel.published import PublishedNetwork
 from sepsis_jax.errors import InputError
 
 Architecture = Literal["carry", "published"]
+Precision = Literal["f32", "bf16"]
+_DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
 @struct.dataclass
@@ -75,6 +77,7 @@ class WorldModel:
       hidden: H, GRU width. layers: L, GRU depth.
       dropout: rate between layers while training.
       members: M, networks of this layout that were trained apart.
+      precision: to which the operands of matrix products are rounded; all else, sums too, is f32.
     """
 
     architecture: Architecture = "carry"
@@ -82,11 +85,13 @@ class WorldModel:
     layers: int = 2
     dropout: float = 0.2
     members: int = 1
+    precision: Precision = "f32"
 
     def __post_init__(self) -> None:
         positive, rate = "a positive whole number", "a rate from 0 to below 1"
         for field, fits, expected in (
             ("architecture", self.architecture in get_args(Architecture), " or ".join(get_args(Architecture))),
+            ("precision", self.precision in get_args(Precision), " or ".join(get_args(Precision))),
             ("hidden", isinstance(self.hidden, int) and self.hidden > 0, positive),
             ("layers", isinstance(self.layers, int) and self.layers > 0, positive),
             ("members", isinstance(self.members, int) and self.members > 0, positive),
@@ -227,7 +232,7 @@ def _before(history: History) -> jax.Array:
 
 def _network(model: WorldModel, key: jax.Array) -> CarryNetwork | PublishedNetwork:
     kind = CarryNetwork if model.architecture == "carry" else PublishedNetwork
-    return kind(model.hidden, model.layers, model.dropout, rngs=nnx.Rngs(key))
+    return kind(model.hidden, model.layers, model.dropout, dtype=_DTYPES[model.precision], rngs=nnx.Rngs(key))
 
 
 @partial(jax.jit, static_argnums=0)
