@@ -49,6 +49,12 @@ def same_keys(key):
     return jnp.broadcast_to(key, (SAMPLES,))
 
 
+def known(state):
+    """What the network keeps; windows in flight depend on where they were prepared (see the published network)."""
+    memory = {f.name: getattr(state.memory, f.name) for f in dataclasses.fields(state.memory) if f.name != "flight"}
+    return dataclasses.replace(state, memory=memory)
+
+
 def noises(world, keys):
     return jax.vmap(world.model.noise)(keys)
 
@@ -68,13 +74,14 @@ def test_advancing_equals_encoding_one_more_step(world):
         state = world.encode(world.params, world.history(1, step))
         action = full.action[step]
         after = world.advance(world.params, state, action, full.obs[step + 1], full.mask[step + 1])
-        assert_same(after, world.encode(world.params, world.history(1, step + 1)))
+        assert_same(known(after), known(world.encode(world.params, world.history(1, step + 1))))
 
 
 def test_encode_all_gives_every_encode(world):
     states = world.encode_all(world.params, world.history(1, STEPS - 1))
     for step in (0, 2, STEPS - 1):
-        assert_same(jax.tree.map(lambda leaf: leaf[step], states), world.encode(world.params, world.history(1, step)))  # noqa: B023
+        state = jax.tree.map(lambda leaf: leaf[step], states)  # noqa: B023
+        assert_same(known(state), known(world.encode(world.params, world.history(1, step))))
 
 
 def test_nothing_after_the_decision_is_read(world):

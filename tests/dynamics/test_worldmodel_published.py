@@ -1,5 +1,6 @@
 """The published layout against NumPy, from raw episodes to outputs."""
 
+import chex
 import jax
 import numpy as np
 import oracles
@@ -50,6 +51,26 @@ def test_predictions_equal_the_oracle(world, step):
     rows = oracles.published_input(episodes, scaler, 1, step, before, OUTCOME_WINDOW)
     logit = oracles.published_outcome(network.outcome, rows, static_z[1])
     np.testing.assert_allclose(outcome, oracles.sigmoid(logit), atol=2e-5)
+
+
+def test_windows_in_flight_equal_windows_encoded_anew(world):
+    episodes, scaler, *_ = world
+    params = MODEL.member(MODEL.init(scaler, Support.plausible(scaler), jax.random.key(0)), 0)
+    last = episodes.obs.shape[1] - 1
+    whole = jax.tree.map(lambda leaf: leaf[0], history_at(episodes, [1], [last]))
+    every = MODEL.encode_all(params, whole)  # nothing in flight
+    decode, outcome, advance = map(jax.jit, (MODEL.decode, MODEL.outcome_logits, MODEL.advance))
+    for start in (0, 3, 7, 12):  # shorter and longer than either window
+        state = MODEL.encode(params, jax.tree.map(lambda leaf: leaf[0], history_at(episodes, [1], [start])))
+        for step in range(start, last + 1):
+            anew = jax.tree.map(lambda leaf: leaf[step], every)  # noqa: B023
+            assert anew.memory.flight is None and state.memory.flight is not None
+            predictions = (decode(params, each, whole.action[step]) for each in (state, anew))
+            chex.assert_trees_all_close(*predictions, atol=1e-5)
+            np.testing.assert_allclose(outcome(params, state), outcome(params, anew), atol=1e-5)
+            if step < last:
+                after = whole.obs[step + 1], whole.mask[step + 1]
+                state = advance(params, state, whole.action[step], *after)
 
 
 def test_layers_have_the_released_shapes():

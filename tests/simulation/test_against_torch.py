@@ -83,7 +83,8 @@ def _by_hand(model, params, histories, b):
 
 
 def _state(state, count):
-    flat = dataclasses.asdict(state.memory) | {"static": state.static, "obs": state.obs, "mask": state.mask}
+    kept = {f.name: getattr(state.memory, f.name) for f in dataclasses.fields(state.memory) if f.name != "flight"}
+    flat = kept | {"static": state.static, "obs": state.obs, "mask": state.mask}
     tensors = {n: torch.from_numpy(np.array(leaf, np.float32)) for n, leaf in flat.items()}
     many = {n: leaf.expand(count, *leaf.shape).clone() for n, leaf in tensors.items()}
     if "hidden" in many:

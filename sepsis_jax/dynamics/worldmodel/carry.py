@@ -105,6 +105,11 @@ class CarryNetwork(nnx.Module):
         xs = jax.vmap(network_inputs, (None, 0, 0, 0, 0, 0, 0))(static, z, level, mask, action, since, steps)
         return Memory(self.gru.unroll(xs, key), since, steps + 1, level, number)
 
+    def prepare(self, memory: Memory, static: jax.Array) -> Memory:
+        """The same memory: all that a step needs is in it."""
+        del static
+        return memory
+
     def predict(
         self, memory: Memory, static: jax.Array, z: jax.Array, action: jax.Array, key: jax.Array | None = None
     ) -> Prediction:

@@ -145,7 +145,8 @@ class WorldModel:
 
     def encode(self, params: Params, history: History) -> PatientState:
         """State at the decision about step `history.length - 1`; later rows are not read."""
-        return jax.tree.map(lambda leaf: leaf[history.length - 1], self.encode_all(params, history))
+        state = jax.tree.map(lambda leaf: leaf[history.length - 1], self.encode_all(params, history))
+        return dataclasses.replace(state, memory=merge(self, params).prepare(state.memory, state.static))
 
     @partial(jax.jit, static_argnums=0)
     def encode_all(self, params: Params, history: History, key: jax.Array | None = None) -> PatientState:

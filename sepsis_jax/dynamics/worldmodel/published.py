@@ -3,6 +3,10 @@
 Inputs of one 4-h step are [obs 39, mask 38, Linear(static) 32, Linear(action) 32] = 141, where the action is the one
 given after the observation. A network reads the last 6 (state) or 12 (outcome) steps; missing steps in front are rows
 of zeros, which the GRU reads too.
+
+Training encodes the windows of the decisions that it looks at. A simulation moves on from one decision: `prepare`
+encodes all windows that hold it, up to the row whose action is still open, and each step advances those partial
+encodings by one row instead of reading six. What comes before the decision is thus encoded once a patient.
 """
 
 from __future__ import annotations
@@ -27,6 +31,26 @@ _ACTION = 2 * LEVELS
 _INPUT = NUM_FEATURES + NUM_MASKED + 2 * EMBEDDING
 
 
+Layers = tuple[Any, ...]
+"""L x f32[H], hidden states of the layers of a GRU: apart, since one array of all would be copied at every step."""
+
+
+@struct.dataclass
+class Flight:
+    """Encodings of windows under way: all rows but the newest are read, since its action is not known yet.
+
+    Attributes:
+      state: 5 x Layers, windows of the next prediction and of the four after it. The one that begins with the newest
+        row has read nothing.
+      outcome: Layers, window of the outcome if one step is all that is simulated; of no use after more.
+      steps: i32[] since `prepare`.
+    """
+
+    state: tuple[Layers, ...]
+    outcome: Layers
+    steps: Any
+
+
 @struct.dataclass
 class Window:
     """The last 12 steps of one patient, newest last.
@@ -35,10 +59,12 @@ class Window:
       rows: f32[12,87] observation (z), mask, action one-hot; zeros where there was no step yet. The newest row holds
         the action before its observation until the next one is known.
       seen: i32[] steps so far.
+      flight: Flight; None where windows are encoded when they are asked for.
     """
 
     rows: Any
     seen: Any
+    flight: Any = None
 
 
 class Trunk(nnx.Module):
@@ -49,11 +75,23 @@ class Trunk(nnx.Module):
         self.act_embed = nnx.Linear(_ACTION, EMBEDDING, rngs=rngs)
         self.gru = StackedGRU(_INPUT, hidden, layers, dropout, rngs=rngs)
 
-    def __call__(self, rows: jax.Array, static: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """rows f32[W,87], static f32[3] (z) -> f32[H] after the newest row. Consumes `key` (dropout)."""
+    def read(self, rows: jax.Array, static: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """rows f32[W,87], static f32[3] (z) -> f32[W,L,H] after each row, from zeros. Consumes `key` (dropout)."""
+        return self.gru.unroll(self._inputs(rows, static), key)
+
+    def advance(self, hidden: Layers, row: jax.Array, static: jax.Array) -> Layers:
+        """After one more row f32[87]."""
+        x, after = self._inputs(row[None], static)[0], []
+        for cell, before in zip(self.gru.cells, hidden, strict=True):
+            x = cell(before, x)
+            after.append(x)
+        return tuple(after)
+
+    def _inputs(self, rows: jax.Array, static: jax.Array) -> jax.Array:
+        """f32[W,87] -> f32[W,141]."""
         seen, action = rows[:, :-_ACTION], rows[:, -_ACTION:]
         embedded = jnp.broadcast_to(self.static_embed(static), (len(rows), EMBEDDING))
-        return self.gru.unroll(jnp.concatenate([seen, embedded, self.act_embed(action)], axis=-1), key)[-1, -1]
+        return jnp.concatenate([seen, embedded, self.act_embed(action)], axis=-1)
 
 
 class StateNetwork(nnx.Module):
@@ -70,10 +108,13 @@ class StateNetwork(nnx.Module):
     def __call__(self, rows: jax.Array, static: jax.Array, key: jax.Array | None = None) -> Prediction:
         """rows f32[6,87], static f32[3] (z). Consumes `key` (dropout)."""
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
-        hidden = self.trunk(rows, static, trunk_key)
+        return self.heads(self.trunk.read(rows, static, trunk_key)[-1, -1], head_key)
+
+    def heads(self, hidden: jax.Array, key: jax.Array | None = None) -> Prediction:
+        """From f32[H] after the newest row. Consumes `key` (dropout)."""
         vent_logit = self.vent_head[1](jax.nn.relu(self.vent_head[0](hidden)))
         features = jax.nn.relu(self.trans_pre(jnp.concatenate([hidden, jax.nn.sigmoid(vent_logit)])))
-        features = self.dropout(features, deterministic=key is None, rngs=head_key)
+        features = self.dropout(features, deterministic=key is None, rngs=key)
         gaussian = Marginals(self.mu_head(features), self.log_sigma_head(features)[None])
         return Prediction(gaussian, loading=None, mask=None, vent_logit=vent_logit[0], exit_logit=None)
 
@@ -89,8 +130,12 @@ class OutcomeNetwork(nnx.Module):
     def __call__(self, rows: jax.Array, static: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """rows f32[12,87], static f32[3] (z) -> logit f32[]. Consumes `key` (dropout)."""
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
-        features = jax.nn.relu(self.outcome_head[0](self.trunk(rows, static, trunk_key)))
-        return self.outcome_head[1](self.dropout(features, deterministic=key is None, rngs=head_key))[0]
+        return self.head(self.trunk.read(rows, static, trunk_key)[-1, -1], head_key)
+
+    def head(self, hidden: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Logit f32[] from f32[H] after the newest row. Consumes `key` (dropout)."""
+        features = jax.nn.relu(self.outcome_head[0](hidden))
+        return self.outcome_head[1](self.dropout(features, deterministic=key is None, rngs=key))[0]
 
 
 class PublishedNetwork(nnx.Module):
@@ -113,18 +158,39 @@ class PublishedNetwork(nnx.Module):
         action: jax.Array,
         key: jax.Array | None = None,
     ) -> Window:
-        """Append what came after `action` (one-hot f32[10]); nothing is computed, so `key` is not used."""
-        del static, key
+        """Append what came after `action` (one-hot f32[10]). No dropout, so `key` is not used."""
+        del key
         before = jnp.where(memory.seen > 0, _with_action(memory.rows, action), memory.rows)
         row = jnp.concatenate([z, mask.astype(z.dtype), action])
-        return Window(jnp.concatenate([before[1:], row[None]]), memory.seen + 1)
+        flight = None if memory.flight is None else self._fly(memory.flight, before[-1], static)
+        return Window(jnp.concatenate([before[1:], row[None]]), memory.seen + 1, flight)
+
+    def prepare(self, memory: Window, static: jax.Array) -> Window:
+        """The same memory with windows in flight, for a simulation from here on."""
+        state, outcome = self.state.trunk, self.outcome.trunk
+        known = memory.rows[:-1]
+        under_way = [tuple(state.read(known[-read:], static)[-1]) for read in range(STATE_WINDOW - 1, 0, -1)]
+        last = tuple(outcome.read(known[2 - OUTCOME_WINDOW :], static)[-1])
+        return Window(memory.rows, memory.seen, Flight(tuple(under_way), last, jnp.int32(0)))
+
+    def _fly(self, flight: Flight, row: jax.Array, static: jax.Array) -> Flight:
+        """After the newest row is complete: the first window has been used, another one begins."""
+        state, outcome = self.state.trunk, self.outcome.trunk
+        begun = (*flight.state[1:], tuple(state.gru.initial()))
+        # Only the first step: a loop of no rounds costs nothing in a batch, where a choice would compute both sides.
+        done = jnp.minimum(flight.steps, 1)
+        last = jax.lax.fori_loop(done, 1, lambda _, hidden: outcome.advance(hidden, row, static), flight.outcome)
+        return Flight(tuple(state.advance(hidden, row, static) for hidden in begun), last, flight.steps + 1)
 
     def predict(
         self, memory: Window, static: jax.Array, z: jax.Array, action: jax.Array, key: jax.Array | None = None
     ) -> Prediction:
         """The next step under `action` (one-hot f32[10]). Consumes `key` (dropout)."""
         del z
-        return self.state(_with_action(memory.rows, action)[-STATE_WINDOW:], static, key)
+        rows = _with_action(memory.rows, action)
+        if memory.flight is None:
+            return self.state(rows[-STATE_WINDOW:], static, key)
+        return self.state.heads(self.state.trunk.advance(memory.flight.state[0], rows[-1], static)[-1])
 
     def read(self, static: jax.Array, z: jax.Array, mask: jax.Array, action: jax.Array, key: Any = None) -> Window:
         """Memory after every step, leading T: z f32[T,F], mask bool[T,38], action before each f32[T,10]."""
@@ -141,7 +207,13 @@ class PublishedNetwork(nnx.Module):
 
         Consumes `key` (dropout).
         """
-        return self.outcome(memory.rows, static, key)[None]
+        if memory.flight is None:
+            return self.outcome(memory.rows, static, key)[None]
+        trunk, rows, one = self.outcome.trunk, memory.rows, memory.flight.steps == 1
+        begun = jax.tree.map(lambda hidden: jnp.where(one, hidden, 0.0), memory.flight.outcome)
+        known = jnp.where(one, OUTCOME_WINDOW - 1, 0)
+        read = jax.lax.fori_loop(known, OUTCOME_WINDOW, lambda i, hidden: trunk.advance(hidden, rows[i], static), begun)
+        return self.outcome.head(read[-1])[None]
 
 
 def _with_action(rows: jax.Array, action: jax.Array) -> jax.Array:
