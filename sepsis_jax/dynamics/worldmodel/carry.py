@@ -57,9 +57,7 @@ class Memory:
 class CarryNetwork(nnx.Module):
     """GRU over the history; two hidden layers before the heads of the next step; a hidden layer for mortality."""
 
-    def __init__(
-        self, hidden: int, layers: int, dropout: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, hidden: int, layers: int, dropout: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
         zeros = nnx.initializers.zeros_init()
         linear = partial(nnx.Linear, dtype=dtype, preferred_element_type=jnp.float32, rngs=rngs)
         self.gru = StackedGRU(INPUTS, hidden, layers, dropout, dtype=dtype, rngs=rngs)

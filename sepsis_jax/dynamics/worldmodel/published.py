@@ -11,6 +11,7 @@ encodings by one row instead of reading six. What comes before the decision is t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -70,10 +71,11 @@ class Window:
 class Trunk(nnx.Module):
     """Embeddings and GRU, common to both networks."""
 
-    def __init__(self, hidden: int, layers: int, dropout: float, *, rngs: nnx.Rngs) -> None:
-        self.static_embed = nnx.Linear(len(STATICS), EMBEDDING, rngs=rngs)
-        self.act_embed = nnx.Linear(_ACTION, EMBEDDING, rngs=rngs)
-        self.gru = StackedGRU(_INPUT, hidden, layers, dropout, rngs=rngs)
+    def __init__(self, hidden: int, layers: int, dropout: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        linear = partial(nnx.Linear, dtype=dtype, preferred_element_type=jnp.float32, rngs=rngs)
+        self.static_embed = linear(len(STATICS), EMBEDDING)
+        self.act_embed = linear(_ACTION, EMBEDDING)
+        self.gru = StackedGRU(_INPUT, hidden, layers, dropout, dtype=dtype, rngs=rngs)
 
     def read(self, rows: jax.Array, static: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """rows f32[W,87], static f32[3] (z) -> f32[W,L,H] after each row, from zeros. Consumes `key` (dropout)."""
@@ -97,12 +99,13 @@ class Trunk(nnx.Module):
 class StateNetwork(nnx.Module):
     """`state_model_log.pt`: mean and log sigma of the next state, and ventilation."""
 
-    def __init__(self, hidden: int, layers: int, dropout: float, *, rngs: nnx.Rngs) -> None:
-        self.trunk = Trunk(hidden, layers, dropout, rngs=rngs)
-        self.vent_head = nnx.List([nnx.Linear(hidden, HEAD, rngs=rngs), nnx.Linear(HEAD, 1, rngs=rngs)])
-        self.trans_pre = nnx.Linear(hidden + 1, hidden, rngs=rngs)
-        self.mu_head = nnx.Linear(hidden, NUM_FEATURES, rngs=rngs)
-        self.log_sigma_head = nnx.Linear(hidden, NUM_FEATURES, rngs=rngs)
+    def __init__(self, hidden: int, layers: int, dropout: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        linear = partial(nnx.Linear, dtype=dtype, preferred_element_type=jnp.float32, rngs=rngs)
+        self.trunk = Trunk(hidden, layers, dropout, dtype=dtype, rngs=rngs)
+        self.vent_head = nnx.List([linear(hidden, HEAD), linear(HEAD, 1)])
+        self.trans_pre = linear(hidden + 1, hidden)
+        self.mu_head = linear(hidden, NUM_FEATURES)
+        self.log_sigma_head = linear(hidden, NUM_FEATURES)
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, rows: jax.Array, static: jax.Array, key: jax.Array | None = None) -> Prediction:
@@ -122,9 +125,10 @@ class StateNetwork(nnx.Module):
 class OutcomeNetwork(nnx.Module):
     """`outcome.pt`: 90-day mortality."""
 
-    def __init__(self, hidden: int, layers: int, dropout: float, *, rngs: nnx.Rngs) -> None:
-        self.trunk = Trunk(hidden, layers, dropout, rngs=rngs)
-        self.outcome_head = nnx.List([nnx.Linear(hidden, HEAD, rngs=rngs), nnx.Linear(HEAD, 1, rngs=rngs)])
+    def __init__(self, hidden: int, layers: int, dropout: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        linear = partial(nnx.Linear, dtype=dtype, preferred_element_type=jnp.float32, rngs=rngs)
+        self.trunk = Trunk(hidden, layers, dropout, dtype=dtype, rngs=rngs)
+        self.outcome_head = nnx.List([linear(hidden, HEAD), linear(HEAD, 1)])
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, rows: jax.Array, static: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -141,9 +145,9 @@ class OutcomeNetwork(nnx.Module):
 class PublishedNetwork(nnx.Module):
     """Both networks over one window of the last 12 steps."""
 
-    def __init__(self, hidden: int, layers: int, dropout: float, *, rngs: nnx.Rngs) -> None:
-        self.state = StateNetwork(hidden, layers, dropout, rngs=rngs)
-        self.outcome = OutcomeNetwork(hidden, layers, dropout, rngs=rngs)
+    def __init__(self, hidden: int, layers: int, dropout: float, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        self.state = StateNetwork(hidden, layers, dropout, dtype=dtype, rngs=rngs)
+        self.outcome = OutcomeNetwork(hidden, layers, dropout, dtype=dtype, rngs=rngs)
 
     def initial(self) -> Window:
         """Memory before the first observation."""
