@@ -1,18 +1,20 @@
 """Speed of the batched simulation: `python benchmarks/simulation.py [--curves false] [--json FILE]`.
 
 A sim-step is one trajectory advanced 4 h by one member. The peers are the same networks with the same draws in PyTorch
-(benchmarks/torch_simulation.py): batched over all candidates and samples, and as a loop over single trajectories; each
-with one and with two threads, whichever is faster. Ratios are medians over turns taken in the same run.
+(benchmarks/torch_simulation.py), in f32: batched over all candidates and samples of a patient, and as a loop over single
+trajectories; with one and with two threads, whichever is faster. Ratios are medians over turns taken in the same run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ from sepsis_jax.clinical.reward import PUBLISHED
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.patient.cohort import simulate_cohort
 from sepsis_jax.dynamics.protocol import history_at
-from sepsis_jax.dynamics.worldmodel.model import WorldModel
+from sepsis_jax.dynamics.worldmodel.model import Precision, WorldModel
+from sepsis_jax.dynamics.worldmodel.sharding import one_device_a_core
 from sepsis_jax.simulation.batch import simulate
 from sepsis_jax.simulation.block import run_blocks
 from sepsis_jax.simulation.course import World
@@ -39,23 +42,24 @@ from sepsis_jax.simulation.record import RETURNS, Record, Summarize, Trajectorie
 from sepsis_jax.simulation.sweep import KEY_FEATURES
 
 DEFAULT = Summarize(KEY_FEATURES)
-SAMPLES = 256
+SAMPLES = 1000  # as sweep.py's default
 Run = Callable[[], Any]
 
 
-def main(turns: int = 5, patients: int = 2, curves: bool = True, memory: bool = True, json: Path | None = None) -> None:
+def main(turns: int = 3, patients: int = 2, curves: bool = True, memory: bool = True, json: Path | None = None) -> None:
     """Run the comparisons.
 
     Args:
       turns: of every run.
-      patients: with 25 candidates of 256 samples each.
+      patients: with 25 candidates of 1,000 samples each.
       curves: print time against patients, candidates, samples and horizon.
       memory: measure the resident memory of 10^6 trajectories of 12 steps, in a process of its own.
       json: file for the same numbers as one flat object.
     """
+    one_device_a_core()
     episodes, _ = simulate_cohort(max(patients, 1000 if curves else 200), seed=1)
     figures = _against_torch(episodes, patients, turns)
-    figures["crn_variance_ratio"] = _crn(episodes)
+    figures |= _crn(episodes)
     if curves:
         figures |= _curves(episodes)
     if memory:
@@ -63,51 +67,66 @@ def main(turns: int = 5, patients: int = 2, curves: bool = True, memory: bool = 
     report.show(f"simulation, {patients} patients x 25 candidates x {SAMPLES} samples", figures, json)
 
 
-def load(path: Path) -> tuple[World, Any]:
+def load(path: Path, precision: Precision = "f32") -> tuple[World, Any]:
     """World (plans alone) and params of a packaged world model."""
     model, params, manifest = WorldModel.from_checkpoint(path)
-    return World(model, manifest.action_bins, PUBLISHED), params
+    return World(dataclasses.replace(model, precision=precision), manifest.action_bins, PUBLISHED), params
 
 
-def _ours(path: Path, episodes: Episodes, patients: int, horizon: int, record: Record, **changes: Any) -> Run:
-    world, params = load(path)
+def _ours(
+    path: Path,
+    episodes: Episodes,
+    patients: int,
+    horizon: int,
+    record: Record,
+    *,
+    samples: int = SAMPLES,
+    precision: Precision = "f32",
+) -> Run:
+    world, params = load(path, precision)
     plans = np.broadcast_to(ALL_ACTIONS[None, :, None], (patients, 25, horizon, 2))
     histories = history_at(episodes, np.arange(patients), np.minimum(np.asarray(episodes.length)[:patients] - 1, 2))
     key = jax.random.key(0)
-    settings = {"samples": SAMPLES, "horizon": horizon, "record": record} | changes
-    return lambda: simulate(world, params, None, histories, plans, key, **settings)
+    return lambda: simulate(
+        world, params, None, histories, plans, key, record=record, samples=samples, horizon=horizon
+    )  # fmt: skip
 
 
 def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, float]:
-    steps = patients * 25 * SAMPLES
+    steps, batch = patients * 25 * SAMPLES, 25 * SAMPLES
     cases: dict[str, tuple[Run, float]] = {}
     for name, path, horizons in (("carry", checkpoints.CARRY, (12,)), ("published", checkpoints.PUBLISHED, (1, 12))):
         for h in horizons:
-            cases[f"{name}_h{h}"] = (_ours(path, episodes, patients, h, DEFAULT), steps * h)
             cases[f"{name}_core_h{h}"] = (_ours(path, episodes, patients, h, RETURNS), steps * h)
+            cases[f"{name}_batched_h{h}"] = (partial(_torch(path, h, threads=2), batch), batch * h)
             for threads in (1, 2):
                 peer = _torch(path, h, threads)
-                cases[f"{name}_batched_h{h}_{threads}"] = (lambda peer=peer: peer(25 * SAMPLES), 25 * SAMPLES * h)
                 cases[f"{name}_loop_h{h}_{threads}"] = (lambda peer=peer: [peer(1) for _ in range(10)], 10 * h)
+    carry = partial(_ours, checkpoints.CARRY, episodes, patients, 12)
+    cases["carry_h12"] = (carry(DEFAULT), steps * 12)
+    cases["carry_bf16_h12"] = (carry(DEFAULT, precision="bf16"), steps * 12)
+    cases["carry_core_bf16_h12"] = (carry(RETURNS, precision="bf16"), steps * 12)
     square = jnp.ones((1024, 1024))
     product = jax.jit(lambda a: a @ a)
     dense = torch.ones(1024, 1024)
     cases["gemm_xla"] = (lambda: jax.block_until_ready(product(square)), 2 * 1024**3)
     cases["gemm_torch"] = (lambda: dense @ dense, 2 * 1024**3)
     rate = {name: statistics.median(rates) for name, rates in _alternate(cases, turns).items()}
-
-    def best(prefix: str) -> float:
-        return max(value for name, value in rate.items() if name.startswith(prefix))
-
-    flops = 2 * _products(checkpoints.CARRY)
+    loop = {
+        f"{name}_h{h}": max(rate[f"{name}_loop_h{h}_1"], rate[f"{name}_loop_h{h}_2"])
+        for name, h in (("carry", 12), ("published", 12))
+    }
+    batched, flops = rate["carry_batched_h12"], 2 * _products(checkpoints.CARRY)
     return {
-        "published_vs_torch_batched_h1": rate["published_core_h1"] / best("published_batched_h1_"),
-        "published_vs_loop_h12": rate["published_core_h12"] / best("published_loop_h12"),
-        "published_vs_torch_batched_h12": rate["published_core_h12"] / best("published_batched_h12"),
-        "carry_vs_loop": rate["carry_h12"] / best("carry_loop_h12"),
-        "carry_vs_torch_batched": rate["carry_h12"] / best("carry_batched_h12"),
-        "carry_core_vs_loop": rate["carry_core_h12"] / best("carry_loop_h12"),
-        "carry_core_vs_torch_batched": rate["carry_core_h12"] / best("carry_batched_h12"),
+        "published_vs_torch_batched_h1": rate["published_core_h1"] / rate["published_batched_h1"],
+        "published_vs_loop_h12": rate["published_core_h12"] / loop["published_h12"],
+        "published_vs_torch_batched_h12": rate["published_core_h12"] / rate["published_batched_h12"],
+        "carry_vs_loop": rate["carry_h12"] / loop["carry_h12"],
+        "carry_vs_torch_batched": rate["carry_h12"] / batched,
+        "carry_core_vs_loop": rate["carry_core_h12"] / loop["carry_h12"],
+        "carry_core_vs_torch_batched": rate["carry_core_h12"] / batched,
+        "carry_bf16_vs_torch_batched": rate["carry_bf16_h12"] / batched,
+        "carry_core_bf16_vs_torch_batched": rate["carry_core_bf16_h12"] / batched,
         "gemm_fraction_xla": rate["carry_core_h12"] * flops / rate["gemm_xla"],
         "gemm_fraction_best": rate["carry_core_h12"] * flops / max(rate["gemm_xla"], rate["gemm_torch"]),
         "gemm_xla_gflops": rate["gemm_xla"] / 1e9,
@@ -174,12 +193,23 @@ def _torch(path: Path, horizon: int, threads: int) -> Callable[[int], Any]:
     return run
 
 
-def _crn(episodes: Episodes, states: int = 200, samples: int = 256) -> float:
-    """How much common random numbers narrow a difference: median over states and contrasts of MAP after 4 h."""
-    got = _ours(checkpoints.CARRY, episodes, states, 1, Trajectories(), samples=samples)()
+def _crn(episodes: Episodes, states: int = 200, samples: int = 64) -> dict[str, float]:
+    """How much common random numbers narrow a difference from no treatment, in variance.
+
+    Medians over states and contrasts: of MAP after 4 h, and of the return after 24 h.
+    """
+    got = _ours(checkpoints.CARRY, episodes, states, 6, Trajectories(), samples=samples)()
+
+    def narrowing(values: np.ndarray) -> float:
+        """f64[B,25,S]."""
+        apart = values[:, 1:].var(axis=2) + values[:, :1].var(axis=2)
+        return float(np.median(apart / (values[:, 1:] - values[:, :1]).var(axis=2)))
+
     pressure = got.steps.obs[:, :, :, 0, INDEX["meanbp"]].astype(np.float64)
-    apart = pressure[:, 1:].var(axis=2) + pressure[:, :1].var(axis=2)
-    return float(np.median(apart / (pressure[:, 1:] - pressure[:, :1]).var(axis=2)))
+    return {
+        "crn_variance_ratio": narrowing(pressure),
+        "crn_variance_ratio_return_24h": narrowing(got.value.astype(np.float64)),
+    }
 
 
 def _curves(episodes: Episodes) -> dict[str, float]:
@@ -205,7 +235,7 @@ def _curves(episodes: Episodes) -> dict[str, float]:
             run()
             count = here["patients"] * here["candidates"] * here["samples"]
             each = (time.perf_counter() - start) / count / here["horizon"] * 1e6
-            figures[f"us_{axis}_{value}"] = each
+            figures[f"us_{axis}_{value}"], figures[f"rss_gb_{axis}_{value}"] = each, _peak_gb()
             if count >= 10_000:
                 beyond.append(each)
         figures[f"spread_{axis}"] = max(beyond) / min(beyond)
@@ -234,9 +264,15 @@ def _resident() -> float:
 
 def million() -> None:
     """Simulate 10^6 trajectories and print the peak of this process."""
-    episodes, _ = simulate_cohort(160, seed=1)
-    _ours(checkpoints.CARRY, episodes, 157, 12, DEFAULT)()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+    one_device_a_core()
+    episodes, _ = simulate_cohort(40, seed=1)
+    _ours(checkpoints.CARRY, episodes, 40, 12, DEFAULT)()
+    print(_peak_gb())
+
+
+def _peak_gb() -> float:
+    """Gigabytes that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 if __name__ == "__main__":

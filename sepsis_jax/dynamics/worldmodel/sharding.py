@@ -5,6 +5,7 @@ The numbers do not depend on the number of devices but for the order of sums: a 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +42,17 @@ def join_processes() -> None:
         raise InputError(
             COORDINATOR, expected="a coordinator to join", found=f"{address}: {error}", hint=hint
         ) from None
+
+
+def one_device_a_core() -> None:
+    """Let JAX see every core as a device of its own; does nothing where the user chose, or once JAX has begun.
+
+    Two programs side by side keep two cores busy; one program, each operation of which waits for both, does not.
+    """
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not chosen and jax.config.jax_num_cpu_devices < 0:
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
 
 def _whole(name: str) -> int | None:
