@@ -1,7 +1,7 @@
 """Speed of the batched simulation: `python benchmarks/simulation.py [--curves false] [--json FILE]`.
 
 A sim-step is one trajectory advanced 4 h by one member. The peers are the same networks with the same draws in PyTorch
-(benchmarks/torch_simulation.py), in f32: batched over all candidates and samples of a patient, and as a loop over single
+(benchmarks/torch_simulation.py), in f32: batched over all candidates and samples of a patient, or looping over single
 trajectories; with one and with two threads, whichever is faster. Ratios are medians over turns taken in the same run.
 """
 
