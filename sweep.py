@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from orbax.checkpoint import multihost
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sepsis_jax import cli, config, pipeline
+from sepsis_jax import cli, config, files, pipeline
 from sepsis_jax.clinical.features import NAMES
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.worldmodel import sharding
@@ -70,32 +71,47 @@ class Flags:
         for name, most in (("hold", 10_000), ("samples", 65_536), ("horizon", 10_000)):
             if not 1 <= getattr(self, name) <= most:
                 raise InputError(f"--{name}", expected=f"a whole number from 1 to {most}", found=getattr(self, name))
-        for name in self.features.split(","):
+        names = self.features.split(",")
+        for name in names:
             if self.features != "all" and name not in NAMES:
                 raise InputError("--features", expected="names of features, or all", found=name)
+            if names.count(name) > 1:
+                raise InputError("--features", expected="each name once", found=f"{name} twice")
         check_range(self, "command line", seed=SEEDS)
 
 
 def main(argv: list[str]) -> None:
     settings, flags = config.load(argv, Flags, description="Simulate all candidates at all decisions.")
     sharding.join_processes()
+    out = flags.out or settings.run / "sweep.zarr"
+    store = Unfinished(out)
+    if sharding.is_first():
+        store.check(resume=flags.resume)
     loaded = pipeline.load(settings, flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint)
     plan = _plan(flags, loaded)
-    out = flags.out or settings.run / "sweep.zarr"
     if sharding.is_first() and (flags.dry_run or not flags.resume):
         _announce(plan, out)
     if flags.dry_run:
         return
-    identity = _identity(flags, loaded, plan)
-    store = Unfinished(out, plan, identity, resume=flags.resume, first=sharding.is_first())
-    sharding.wait_for_all("created")
+    if sharding.is_first():
+        store.begin(plan, _identity(flags, loaded, plan))
+    _wait_for_all("created")
     _run(plan, store)
-    sharding.wait_for_all("swept")
+    _wait_for_all("swept")
     if sharding.is_first():
         store.finish()
         _summary(out)
         cli.console.print(f"Sweep: {out}")
-    sharding.wait_for_all("finished")
+    _wait_for_all("finished")
+
+
+def _wait_for_all(name: str) -> None:
+    """Return when every process has come here, hours later perhaps: collectives of devices would give up after 30 s.
+
+    JAX ends this process within two minutes where another one has died.
+    """
+    if sharding.place()[1] > 1:
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=10**10)
 
 
 def _plan(flags: Flags, loaded: pipeline.Loaded) -> Sweep:
@@ -147,9 +163,12 @@ def _numbers(flag: str, text: str) -> list[int]:
 
 def _announce(plan: Sweep, out: Path) -> None:
     """Sizes and times before the work; InputError where the disk is too small."""
+    size, free = sweep.size_bytes(plan), shutil.disk_usage(files.check_writable(out)).free
+    if size > free:
+        hint = "choose fewer --features, --steps or --stays, or another disk"
+        expected = f"{size / 1e9:.2f} GB of free disk"
+        raise InputError(out, expected=expected, found=f"{free / 1e9:.2f} GB", hint=hint)
     speed = sweep.steps_per_second(plan)
-    size, folder = sweep.size_bytes(plan), next(p for p in out.absolute().parents if p.exists())
-    free = shutil.disk_usage(folder).free
     rows = {
         "stays": f"{plan.episodes.num_stays:,}",
         "decisions": f"{plan.decisions():,}",
@@ -162,10 +181,6 @@ def _announce(plan: Sweep, out: Path) -> None:
         "free disk, GB": f"{free / 1e9:.2f}",
     }
     cli.console.print(cli.table(pd.DataFrame({"value": rows}), title="Sweep"))
-    if size > free:
-        hint = "choose fewer --features, --steps or --stays, or another disk"
-        expected = f"{size / 1e9:.2f} GB of free disk"
-        raise InputError(out, expected=expected, found=f"{free / 1e9:.2f} GB", hint=hint)
 
 
 def _identity(flags: Flags, loaded: pipeline.Loaded, plan: Sweep) -> dict[str, Any]:
@@ -192,7 +207,7 @@ def _run(plan: Sweep, store: Unfinished) -> None:
     speed = TextColumn("{task.fields[speed]}")
     process, processes = sharding.place()
     mine = plan.regions()[process::processes]
-    todo = list(sweep.pending(plan, store.is_done, process, processes))
+    todo = store.missing(mine)
     total = sum(region.stop - region.start for region in mine)
     left = sum(region.stop - region.start for region in todo)
     done_steps, start = 0, time.perf_counter()
