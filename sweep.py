@@ -18,7 +18,7 @@ import xarray as xr
 from orbax.checkpoint import multihost
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sepsis_jax import cli, config, files, pipeline
+from sepsis_jax import cli, config, files, pipeline, plotting
 from sepsis_jax.clinical.features import NAMES
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.worldmodel import sharding
@@ -49,6 +49,7 @@ class Flags:
       seed: of the random numbers.
       dry_run: print sizes and times, and stop.
       resume: go on with an unfinished sweep.
+      figures: draw the first decision, and effects over the stays, as PNGs in OUT.figures.
     """
 
     episodes: Path | None = None
@@ -66,6 +67,7 @@ class Flags:
     seed: int = 0
     dry_run: bool = False
     resume: bool = False
+    figures: bool = False
 
     def __post_init__(self) -> None:
         for name, most in (("hold", 10_000), ("samples", 65_536), ("horizon", 10_000)):
@@ -101,6 +103,8 @@ def main(argv: list[str]) -> None:
     if sharding.is_first():
         store.finish()
         _summary(out)
+        if flags.figures:
+            _figures(store.out)
         cli.console.print(f"Sweep: {out}")
     _wait_for_all("finished")
 
@@ -123,7 +127,8 @@ def _plan(flags: Flags, loaded: pipeline.Loaded) -> Sweep:
     stays = _stays(flags, loaded.episodes)
     steps = range(stays.num_steps) if flags.steps is None else _numbers("--steps", flags.steps)
     names = NAMES if flags.features == "all" else tuple(flags.features.split(","))
-    return Sweep(
+    record = Summarize(names)
+    plan = Sweep(
         world=loaded.world,
         params=loaded.params,
         clinician=loaded.policy,
@@ -131,12 +136,15 @@ def _plan(flags: Flags, loaded: pipeline.Loaded) -> Sweep:
         episodes=stays,
         steps=tuple(steps),
         candidates=candidates.parse(flags.candidates, min(flags.hold, flags.horizon), policies, "clinician"),
-        record=Summarize(names),
+        record=record,
         samples=flags.samples,
         horizon=flags.horizon,
         seed=flags.seed,
-        block=batch.block_for(flags.memory),
+        block=batch.block_for(flags.memory, record, loaded.model.members, flags.samples, flags.horizon),
     )
+    if not plan.decisions():
+        raise InputError("--steps", expected="a decision of some stay", found="none")
+    return plan
 
 
 def _stays(flags: Flags, episodes: Episodes) -> Episodes:
@@ -228,6 +236,29 @@ def _summary(out: Path) -> None:
     rows = pd.concat([means[["value", "death_90d", "support"]], events], axis=1)
     cli.console.print(cli.table(rows, title="Means over decisions; events at the horizon, of those in the ICU"))
     cli.console.print("Research software, not for care.")
+
+
+def _figures(out: Path) -> None:
+    """What needs all 25 actions is left out where the candidates are others."""
+    found = xr.open_zarr(out, consolidated=False)
+    row, column = np.argwhere(np.isfinite(found["value"].values).any(axis=2))[0]
+    here = found.isel(episode=row, time=column)
+    episode, step, labels = here.episode.item(), here.time.item(), found.candidate.values.tolist()
+    figures = {}
+    if plotting.has_all_actions(found):
+        figures = {
+            "maps": plotting.sweep_maps(found, episode, step),
+            "effects": plotting.sweep_effects(found, step),
+        }
+        best, usual = here["value"].idxmax("candidate").item(), here["support"].idxmax("candidate").item()
+        labels = list(dict.fromkeys([best, usual, "(0, 0)"]))
+    else:
+        cli.console.print("Maps and effects are left out: they need all 25 actions.")
+    figures["fans"] = plotting.sweep_fans(found, episode, step, labels[:3])
+    folder = out.with_name(f"{out.name}.figures")
+    for name, figure in figures.items():
+        files.write(folder / f"{name}.png", plotting.png(figure))
+    cli.console.print(f"Figures: {folder}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import numpy as np
 
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.protocol import History, history_at
-from sepsis_jax.errors import InputError
 from sepsis_jax.simulation.batch import BLOCK, simulate
 from sepsis_jax.simulation.block import Layout
 from sepsis_jax.simulation.candidates import Candidates
@@ -185,8 +184,6 @@ def steps_per_second(sweep: Sweep, seconds: float = 5.0) -> float:
     """Simulated steps a second, measured on the first decisions after a first, compiling call."""
     lengths = np.asarray(sweep.episodes.length)
     rows, columns = np.nonzero(lengths[:, None] > np.asarray(sweep.steps)[None])
-    if not rows.size:
-        raise InputError("--steps", expected="a decision of some stay", found="none")
     few = sweep.decisions_at_a_time
     histories = history_at(sweep.episodes, rows[:few], np.asarray(sweep.steps)[columns[:few]])
     sweep.at(histories)

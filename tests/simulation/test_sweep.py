@@ -137,7 +137,7 @@ def test_another_sweep_is_not_resumed(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="sweep.zarr: expected a place that can be written, found .*/file, which"):
+    with pytest.raises(InputError, match=r"sweep.zarr: expected a place that can be written, found .*/file, which"):
         Unfinished(tmp_path / "file" / "sweep.zarr").check(resume=False)
 
 
