@@ -250,7 +250,7 @@ def _figures(out: Path) -> None:
             "maps": plotting.sweep_maps(found, episode, step),
             "effects": plotting.sweep_effects(found, step),
         }
-        best, usual = here["value"].idxmax("candidate").item(), here["support"].idxmax("candidate").item()
+        best, usual = (labels[int(np.nanargmax(here[name].values))] for name in ("value", "support"))
         labels = list(dict.fromkeys([best, usual, "(0, 0)"]))
     else:
         cli.console.print("Maps and effects are left out: they need all 25 actions.")
