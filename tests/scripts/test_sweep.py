@@ -36,6 +36,7 @@ SMALL = (
     "--features=meanbp,lactate",
     "--memory=1.1",
 )
+EIGHT_BLOCKS = "--memory=1.4"
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,7 @@ def test_the_other_process_ends_and_leaves_what_one_can_go_on_with(inputs, unbro
 @pytest.mark.slow
 def test_eight_devices_sweep_what_one_sweeps(inputs, unbroken, tmp_path):
     out = tmp_path / "sweep.zarr"
-    finish(start(inputs, out, "--resume", flags="--xla_force_host_platform_device_count=8"))
+    finish(start(inputs, out, "--resume", EIGHT_BLOCKS, flags="--xla_force_host_platform_device_count=8"))
     one, eight = (xr.open_zarr(path, consolidated=False) for path in (unbroken, out))
     for name in one.data_vars:
         close = np.isclose(eight[name], one[name], rtol=1e-5, atol=1e-6, equal_nan=True)
@@ -168,7 +169,7 @@ def test_a_disk_that_is_too_small_is_refused_at_the_start(inputs, tmp_path, monk
     script = importlib.import_module("sweep")
     monkeypatch.setattr(script.shutil, "disk_usage", lambda folder: Disk(free=1000))
     with pytest.raises(InputError, match=r"sweep.zarr: expected .* GB of free disk, found 0.00 GB; choose fewer"):
-        script.main([f"--out={tmp_path / 'sweep.zarr'}", *inputs, *words])
+        script.main([f"--out={tmp_path / 'sweep.zarr'}", *inputs, EIGHT_BLOCKS, *words])
     assert not any(tmp_path.iterdir())
 
 
