@@ -128,7 +128,7 @@ def sweep_fans(sweep: xr.Dataset, episode: int, time: int, candidates: Sequence[
             fan(axes, sweep.horizon, *bands, color=color, label=candidate, filled=i == 0)
         axes.set_title(f"{name} ({sweep.feature_units.sel(feature=name).item()})", size=9)
         axes.set_xlabel("hours")
-    panels[0].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=LEVELS, fontsize=8)
     figure.suptitle(f"stay {episode}, step {time}: median and 80 % of simulated futures", size=10)
     return figure
 
@@ -168,7 +168,7 @@ def sweep_effects(sweep: xr.Dataset, time: int) -> Figure:
         label = f"effect on {name} ({sweep.feature_units.sel(feature=name).item()})"
         lines = effect.sel(feature=name).transpose("candidate", "horizon")
         effects_over_time(axes, sweep.horizon, lines, ALL_ACTIONS, label=label)
-    panels[0].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=LEVELS, fontsize=8)
     figure.suptitle(f"step {time}: effect against no treatment, mean over stays", size=10)
     return figure
 
