@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -165,6 +167,20 @@ def test_a_full_disk_is_one_line_and_can_be_resumed(tmp_path, whole):
     del store
     write(out, sweep, resume=True).finish()
     assert digests(out) == digests(whole)
+
+
+def test_figures_of_any_candidates(tmp_path, whole, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    draw = importlib.import_module("sweep")._figures
+    shutil.copytree(whole, tmp_path / "all.zarr")
+    write(tmp_path / "two.zarr", make_sweep("guideline,untreated", steps=(0,))).finish()
+    for name in ("all", "two"):
+        draw(tmp_path / f"{name}.zarr")
+    assert capsys.readouterr().out.count("Maps and effects are left out: they need all 25 actions.") == 1
+    drawn = {
+        name: sorted(path.name for path in (tmp_path / f"{name}.zarr.figures").iterdir()) for name in ("all", "two")
+    }
+    assert drawn == {"all": ["effects.png", "fans.png", "maps.png"], "two": ["fans.png"]}
 
 
 def test_plans_from_a_file_and_policies_by_name(tmp_path):
