@@ -150,6 +150,7 @@ def test_the_other_process_ends_and_leaves_what_one_can_go_on_with(inputs, unbro
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_eight_devices_sweep_what_one_sweeps(inputs, unbroken, tmp_path):
     out = tmp_path / "sweep.zarr"
     finish(start(inputs, out, "--resume", EIGHT_BLOCKS, flags="--xla_force_host_platform_device_count=8"))
