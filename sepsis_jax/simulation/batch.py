@@ -28,7 +28,7 @@ from sepsis_jax.simulation.rollout import pad_plans
 BLOCK = 16_384
 """Trajectories in a block."""
 _SMALL = 2048  # where no more are asked for: a second program, but not a block on every device for one trajectory
-_PROCESS_BYTES, _BYTES = 1e9, 5_000  # of a process without blocks; of a trajectory without what is kept of it
+_PROCESS_BYTES, _BYTES = 1.2e9, 5_000  # of a process without blocks; of a trajectory without what is kept of it
 _COPIES = 16  # of a block's statistics: those of a region's four blocks are joined, labelled and written
 
 

@@ -34,9 +34,9 @@ SMALL = (
     "--samples=256",
     "--horizon=2",
     "--features=meanbp,lactate",
-    "--memory=1.1",
+    "--memory=1.3",
 )
-EIGHT_BLOCKS = "--memory=1.4"
+EIGHT_BLOCKS = "--memory=1.6"
 
 
 @pytest.fixture(scope="module")
