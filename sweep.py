@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from orbax.checkpoint import multihost
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sepsis_jax import cli, config, pipeline
+from sepsis_jax import cli, config, files, pipeline, plotting
 from sepsis_jax.clinical.features import NAMES
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.worldmodel import sharding
@@ -48,6 +49,7 @@ class Flags:
       seed: of the random numbers.
       dry_run: print sizes and times, and stop.
       resume: go on with an unfinished sweep.
+      figures: draw the first decision, and effects over the stays, as PNGs in OUT.figures.
     """
 
     episodes: Path | None = None
@@ -65,37 +67,55 @@ class Flags:
     seed: int = 0
     dry_run: bool = False
     resume: bool = False
+    figures: bool = False
 
     def __post_init__(self) -> None:
         for name, most in (("hold", 10_000), ("samples", 65_536), ("horizon", 10_000)):
             if not 1 <= getattr(self, name) <= most:
                 raise InputError(f"--{name}", expected=f"a whole number from 1 to {most}", found=getattr(self, name))
-        for name in self.features.split(","):
+        names = self.features.split(",")
+        for name in names:
             if self.features != "all" and name not in NAMES:
                 raise InputError("--features", expected="names of features, or all", found=name)
+            if names.count(name) > 1:
+                raise InputError("--features", expected="each name once", found=f"{name} twice")
         check_range(self, "command line", seed=SEEDS)
 
 
 def main(argv: list[str]) -> None:
     settings, flags = config.load(argv, Flags, description="Simulate all candidates at all decisions.")
     sharding.join_processes()
+    out = flags.out or settings.run / "sweep.zarr"
+    store = Unfinished(out)
+    if sharding.is_first():
+        store.check(resume=flags.resume)
     loaded = pipeline.load(settings, flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint)
     plan = _plan(flags, loaded)
-    out = flags.out or settings.run / "sweep.zarr"
     if sharding.is_first() and (flags.dry_run or not flags.resume):
         _announce(plan, out)
     if flags.dry_run:
         return
-    identity = _identity(flags, loaded, plan)
-    store = Unfinished(out, plan, identity, resume=flags.resume, first=sharding.is_first())
-    sharding.wait_for_all("created")
+    if sharding.is_first():
+        store.begin(plan, _identity(flags, loaded, plan))
+    _wait_for_all("created")
     _run(plan, store)
-    sharding.wait_for_all("swept")
+    _wait_for_all("swept")
     if sharding.is_first():
         store.finish()
         _summary(out)
+        if flags.figures:
+            _figures(store.out)
         cli.console.print(f"Sweep: {out}")
-    sharding.wait_for_all("finished")
+    _wait_for_all("finished")
+
+
+def _wait_for_all(name: str) -> None:
+    """Return when every process has come here, hours later perhaps: collectives of devices would give up after 30 s.
+
+    JAX ends this process within two minutes where another one has died.
+    """
+    if sharding.place()[1] > 1:
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=10**10)
 
 
 def _plan(flags: Flags, loaded: pipeline.Loaded) -> Sweep:
@@ -107,7 +127,8 @@ def _plan(flags: Flags, loaded: pipeline.Loaded) -> Sweep:
     stays = _stays(flags, loaded.episodes)
     steps = range(stays.num_steps) if flags.steps is None else _numbers("--steps", flags.steps)
     names = NAMES if flags.features == "all" else tuple(flags.features.split(","))
-    return Sweep(
+    record = Summarize(names)
+    plan = Sweep(
         world=loaded.world,
         params=loaded.params,
         clinician=loaded.policy,
@@ -115,12 +136,15 @@ def _plan(flags: Flags, loaded: pipeline.Loaded) -> Sweep:
         episodes=stays,
         steps=tuple(steps),
         candidates=candidates.parse(flags.candidates, min(flags.hold, flags.horizon), policies, "clinician"),
-        record=Summarize(names),
+        record=record,
         samples=flags.samples,
         horizon=flags.horizon,
         seed=flags.seed,
-        block=batch.block_for(flags.memory),
+        block=batch.block_for(flags.memory, record, loaded.model.members, flags.samples, flags.horizon),
     )
+    if not plan.decisions():
+        raise InputError("--steps", expected="a decision of some stay", found="none")
+    return plan
 
 
 def _stays(flags: Flags, episodes: Episodes) -> Episodes:
@@ -147,9 +171,12 @@ def _numbers(flag: str, text: str) -> list[int]:
 
 def _announce(plan: Sweep, out: Path) -> None:
     """Sizes and times before the work; InputError where the disk is too small."""
+    size, free = sweep.size_bytes(plan), shutil.disk_usage(files.check_writable(out)).free
+    if size > free:
+        hint = "choose fewer --features, --steps or --stays, or another disk"
+        expected = f"{size / 1e9:.2f} GB of free disk"
+        raise InputError(out, expected=expected, found=f"{free / 1e9:.2f} GB", hint=hint)
     speed = sweep.steps_per_second(plan)
-    size, folder = sweep.size_bytes(plan), next(p for p in out.absolute().parents if p.exists())
-    free = shutil.disk_usage(folder).free
     rows = {
         "stays": f"{plan.episodes.num_stays:,}",
         "decisions": f"{plan.decisions():,}",
@@ -162,10 +189,6 @@ def _announce(plan: Sweep, out: Path) -> None:
         "free disk, GB": f"{free / 1e9:.2f}",
     }
     cli.console.print(cli.table(pd.DataFrame({"value": rows}), title="Sweep"))
-    if size > free:
-        hint = "choose fewer --features, --steps or --stays, or another disk"
-        expected = f"{size / 1e9:.2f} GB of free disk"
-        raise InputError(out, expected=expected, found=f"{free / 1e9:.2f} GB", hint=hint)
 
 
 def _identity(flags: Flags, loaded: pipeline.Loaded, plan: Sweep) -> dict[str, Any]:
@@ -192,7 +215,7 @@ def _run(plan: Sweep, store: Unfinished) -> None:
     speed = TextColumn("{task.fields[speed]}")
     process, processes = sharding.place()
     mine = plan.regions()[process::processes]
-    todo = list(sweep.pending(plan, store.is_done, process, processes))
+    todo = store.missing(mine)
     total = sum(region.stop - region.start for region in mine)
     left = sum(region.stop - region.start for region in todo)
     done_steps, start = 0, time.perf_counter()
@@ -213,6 +236,29 @@ def _summary(out: Path) -> None:
     rows = pd.concat([means[["value", "death_90d", "support"]], events], axis=1)
     cli.console.print(cli.table(rows, title="Means over decisions; events at the horizon, of those in the ICU"))
     cli.console.print("Research software, not for care.")
+
+
+def _figures(out: Path) -> None:
+    """What needs all 25 actions is left out where the candidates are others."""
+    found = xr.open_zarr(out, consolidated=False)
+    row, column = np.argwhere(np.isfinite(found["value"].values).any(axis=2))[0]
+    here = found.isel(episode=row, time=column)
+    episode, step, labels = here.episode.item(), here.time.item(), found.candidate.values.tolist()
+    figures = {}
+    if plotting.has_all_actions(found):
+        figures = {
+            "maps": plotting.sweep_maps(found, episode, step),
+            "effects": plotting.sweep_effects(found, step),
+        }
+        best, usual = (labels[int(np.nanargmax(here[name].values))] for name in ("value", "support"))
+        labels = list(dict.fromkeys([best, usual, "(0, 0)"]))
+    else:
+        cli.console.print("Maps and effects are left out: they need all 25 actions.")
+    figures["fans"] = plotting.sweep_fans(found, episode, step, labels[:3])
+    folder = out.with_name(f"{out.name}.figures")
+    for name, figure in figures.items():
+        files.write(folder / f"{name}.png", plotting.png(figure))
+    cli.console.print(f"Figures: {folder}")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from sepsis_jax import files
 from sepsis_jax.errors import InputError
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
@@ -28,15 +30,24 @@ def run(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
     except OSError as error:
         if error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process; one of several at once, since JAX would wait five minutes for the others and then abort."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def table(frame: pd.DataFrame, *, title: str) -> Table:
@@ -62,9 +73,7 @@ def check_json(path: Path) -> None:
     """Raise InputError unless `path` can become a file. Call it before long work."""
     if not path.name or path.is_dir():
         raise InputError(path, expected="a file", found="a folder")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise InputError(path, expected="a file that can be written", found=f"{folder}, which holds no new file")
+    files.check_writable(path)
 
 
 def write_json(path: Path, numbers: Mapping[str, float | int | None]) -> None:

@@ -56,6 +56,14 @@ def check_replaceable(out: Path, marker: str, what: str) -> None:
         raise InputError(out, expected=f"a new folder or {what}", found="something else", hint=hint)
 
 
+def check_writable(path: Path) -> Path:
+    """The nearest folder around `path` that exists. InputError if it takes nothing new. Call it before long work."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise InputError(path, expected="a place that can be written", found=f"{folder}, which takes nothing new")
+    return folder
+
+
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file by its path inside the folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())

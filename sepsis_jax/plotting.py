@@ -1,4 +1,4 @@
-"""The figures that notebooks and reports share. Every function draws into axes that the caller owns."""
+"""The figures that notebooks and reports share: parts drawn into axes that the caller owns, and figures of a sweep."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sepsis_jax.clinical.actions import LEVELS
+from sepsis_jax.clinical.actions import ALL_ACTIONS, LEVELS
 
 # Okabe-Ito: told apart by readers with any colour vision.
 RECORD, CHOSEN, CLINICIAN, UNTREATED = "#000000", "#0072B2", "#D55E00", "#7F7F7F"
@@ -75,7 +76,8 @@ def action_heatmap(
     """
     grid = np.asarray(values, float).reshape(LEVELS, LEVELS)
     axes.imshow(grid, origin="lower", cmap="viridis_r" if reverse else "viridis", aspect="auto")
-    middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
+    finite = grid[np.isfinite(grid)]
+    middle = (finite.min() + finite.max()) / 2 if finite.size else 0.0
     for (vasopressor, fluid), value in np.ndenumerate(grid):
         if np.isfinite(value):
             color = "black" if (value > middle) != reverse else "white"
@@ -104,6 +106,89 @@ def effects_over_time(axes: Axes, hours: Any, values: Any, actions: Any, *, labe
     axes.axhline(0, color=UNTREATED, linewidth=0.8)
     axes.set_xlabel("hours")
     axes.set_ylabel(label)
+
+
+def has_all_actions(sweep: xr.Dataset) -> bool:
+    """Whether the candidates of a sweep are the 25 actions, in their order."""
+    return sweep.candidate.values.tolist() == [f"({vasopressor}, {fluid})" for vasopressor, fluid in ALL_ACTIONS]
+
+
+def sweep_fans(sweep: xr.Dataset, episode: int, time: int, candidates: Sequence[str]) -> Figure:
+    """Median and 80 % interval of every feature of a sweep after one decision, a panel each.
+
+    Args:
+      sweep: as sweep.py writes it. episode: id of the stay. time: step of the decision. candidates: up to three labels.
+    """
+    colors = (CHOSEN, CLINICIAN, UNTREATED)
+    figure, panels = _panels(sweep.sizes["feature"])
+    for axes, name in zip(panels, sweep.feature.values, strict=True):
+        here = sweep.obs.sel(episode=episode, time=time, feature=name)
+        for i, (color, candidate) in enumerate(zip(colors[: len(candidates)], candidates, strict=True)):
+            bands = [here.sel(candidate=candidate, statistic=statistic) for statistic in ("q10", "q50", "q90")]
+            fan(axes, sweep.horizon, *bands, color=color, label=candidate, filled=i == 0)
+        axes.set_title(f"{name} ({sweep.feature_units.sel(feature=name).item()})", size=9)
+        axes.set_xlabel("hours")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=LEVELS, fontsize=8)
+    figure.suptitle(f"stay {episode}, step {time}: median and 80 % of simulated futures", size=10)
+    return figure
+
+
+def sweep_maps(sweep: xr.Dataset, episode: int, time: int) -> Figure:
+    """Maps of the 25 actions at one decision: return, 90-day mortality, and every event at the horizon.
+
+    Args:
+      sweep: as sweep.py writes it, of all 25 actions. episode: id of the stay. time: step of the decision.
+    """
+    here = sweep.sel(episode=episode, time=time)
+    events = here.events.isel(horizon=-1)
+    figure, panels = _panels(2 + events.sizes["event"])
+    action_heatmap(panels[0], here.value, title="expected return")
+    action_heatmap(panels[1], 100 * here.death_90d, title="90-day mortality, %", reverse=True)
+    for axes, name in zip(panels[2:], sweep.event.values, strict=True):
+        values, title = events.sel(event=name), f"{name} after {sweep.horizon.values[-1]} h"
+        if name == "sofa":  # a score; the others are probabilities
+            action_heatmap(axes, values, title=title, reverse=True)
+        else:
+            good = name in ("in_icu", "discharged", "lactate_falls")
+            action_heatmap(axes, 100 * values, title=f"{title}, %", reverse=not good)
+    figure.suptitle(f"stay {episode}, step {time}", size=10)
+    return figure
+
+
+def sweep_effects(sweep: xr.Dataset, time: int) -> Figure:
+    """Difference that each action makes to the mean of every feature against (0, 0), over the stays, a panel each.
+
+    Args:
+      sweep: as sweep.py writes it, of all 25 actions. time: step of the decisions.
+    """
+    mean = sweep.obs.sel(statistic="mean", time=time)
+    effect = (mean - mean.sel(candidate="(0, 0)", drop=True)).mean("episode")
+    figure, panels = _panels(sweep.sizes["feature"])
+    for axes, name in zip(panels, sweep.feature.values, strict=True):
+        label = f"effect on {name} ({sweep.feature_units.sel(feature=name).item()})"
+        lines = effect.sel(feature=name).transpose("candidate", "horizon")
+        effects_over_time(axes, sweep.horizon, lines, ALL_ACTIONS, label=label)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=LEVELS, fontsize=8)
+    figure.suptitle(f"step {time}: effect against no treatment, mean over stays", size=10)
+    return figure
+
+
+def _panels(number: int) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, four in a row."""
+    columns = min(4, number)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.8 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for unused in panels[number:]:
+        unused.remove()
+    return figure, panels[:number]
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
 
 
 def svg(figure: Figure) -> str:

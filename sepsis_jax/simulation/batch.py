@@ -17,27 +17,50 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from sepsis_jax.clinical.features import NUM_FEATURES
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.errors import InputError
 from sepsis_jax.simulation.block import AXIS, Job, Layout, run_blocks
-from sepsis_jax.simulation.course import World
-from sepsis_jax.simulation.record import Record
+from sepsis_jax.simulation.course import Moment, World
+from sepsis_jax.simulation.record import Record, Samples
 from sepsis_jax.simulation.rollout import pad_plans
 
 BLOCK = 16_384
 """Trajectories in a block."""
 _SMALL = 2048  # where no more are asked for: a second program, but not a block on every device for one trajectory
-_PROCESS_GB, _BYTES, _LEAST_BLOCK = 1.0, 12_000, 1024  # of a process without a block; of a trajectory, its record too
+_PROCESS_BYTES, _BYTES = 1.2e9, 5_000  # of a process without blocks; of a trajectory without what is kept of it
+_COPIES = 16  # of a block's statistics: those of a region's four blocks are joined, labelled and written
 
 
-def block_for(gigabytes: float) -> int:
-    """Trajectories of a block that keep the process within this memory; InputError if that is too little."""
-    room = gigabytes - _PROCESS_GB
-    if not room * 1e9 >= _LEAST_BLOCK * _BYTES:
-        least = _PROCESS_GB + _LEAST_BLOCK * _BYTES / 1e9
-        raise InputError("--memory", expected=f"at least {least:.1f} GB", found=gigabytes)
+def block_for(gigabytes: float, record: Record, members: int, samples: int, horizon: int) -> int:
+    """Trajectories of a block that keep the process within this memory; InputError if that is too little.
+
+    Args:
+      record, samples, horizon: see `simulate`. members: M of the dynamics.
+    """
     most = BLOCK if jax.default_backend() == "cpu" else 64 * BLOCK  # one block fills a CPU
-    return int(min(most, 2 ** math.floor(math.log2(room * 1e9 / _BYTES))))
+    for halvings in range(int(math.log2(most)) + 1):
+        block = most >> halvings
+        need = _bytes(record, Layout.of(members, samples, horizon, block))
+        if need <= gigabytes * 1e9:
+            return block
+    raise InputError("--memory", expected=f"at least {math.ceil(need / 1e8) / 10} GB", found=gigabytes)
+
+
+def _bytes(record: Record, layout: Layout) -> float:
+    """Memory of a process with one block of this layout on every device."""
+    number, small = partial(jax.ShapeDtypeStruct, dtype=np.float32), partial(jax.ShapeDtypeStruct, dtype=np.int8)
+    obs, one = number((NUM_FEATURES,)), number(())
+    moment = Moment(obs, small((NUM_FEATURES - 1,)), small((2,)), one, one, one, small(()))
+    kept = jax.eval_shape(record.keep, moment, obs)
+    slot = (1, layout.members, layout.width)
+    samples = Samples(jax.ShapeDtypeStruct(slot, bool), jax.ShapeDtypeStruct((1,), np.int32))
+    step = jax.eval_shape(
+        record.step, samples, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(slot + leaf.shape, leaf.dtype), kept)
+    )
+    of_kept, of_step = (sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) for tree in (kept, step))
+    of_slot = layout.rows * _COPIES * of_step + math.prod(slot) * (layout.rows * of_kept + _BYTES)
+    return _PROCESS_BYTES + jax.local_device_count() * layout.total * of_slot
 
 
 def simulate(

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,6 @@ import numpy as np
 
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.protocol import History, history_at
-from sepsis_jax.errors import InputError
 from sepsis_jax.simulation.batch import BLOCK, simulate
 from sepsis_jax.simulation.block import Layout
 from sepsis_jax.simulation.candidates import Candidates
@@ -85,14 +84,14 @@ class Sweep:
         """Trajectories of all decisions, times 4-h steps."""
         return self.decisions(region) * len(self.names) * self.samples * self.horizon
 
-    def stays_of_region(self) -> int:
-        """Stays that are simulated and written together: a few blocks, so that none is mostly empty."""
-        cells = len(self.steps) * len(self.names)
-        return max(1, 4 * self.block // (cells * self.simulated))
+    @property
+    def decisions_at_a_time(self) -> int:
+        """Decisions that are simulated together: a few blocks, so that none is mostly empty."""
+        return max(1, 4 * self.block // (len(self.names) * self.simulated))
 
     def regions(self) -> list[slice]:
-        """Consecutive stays."""
-        size, total = self.stays_of_region(), self.episodes.num_stays
+        """Consecutive stays that are simulated and written together."""
+        size, total = max(1, self.decisions_at_a_time // len(self.steps)), self.episodes.num_stays
         return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
     def shapes(self) -> dict[str, tuple[str, ...]]:
@@ -185,9 +184,7 @@ def steps_per_second(sweep: Sweep, seconds: float = 5.0) -> float:
     """Simulated steps a second, measured on the first decisions after a first, compiling call."""
     lengths = np.asarray(sweep.episodes.length)
     rows, columns = np.nonzero(lengths[:, None] > np.asarray(sweep.steps)[None])
-    if not rows.size:
-        raise InputError("--steps", expected="a decision of some stay", found="none")
-    few = max(1, 4 * sweep.block // (len(sweep.names) * sweep.simulated))
+    few = sweep.decisions_at_a_time
     histories = history_at(sweep.episodes, rows[:few], np.asarray(sweep.steps)[columns[:few]])
     sweep.at(histories)
     calls, start = 0, time.perf_counter()
@@ -196,10 +193,3 @@ def steps_per_second(sweep: Sweep, seconds: float = 5.0) -> float:
         calls += 1
     done = calls * min(few, rows.size) * len(sweep.names) * sweep.samples * sweep.horizon
     return done / (time.perf_counter() - start)
-
-
-def pending(sweep: Sweep, done: Callable[[int], bool], process: int, processes: int) -> Iterator[slice]:
-    """Regions that this process has still to compute; every process takes each `processes`-th."""
-    for region in sweep.regions()[process::processes]:
-        if not done(region.start):
-            yield region

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,36 +35,45 @@ _UNITS = {"value": "return", "death_90d": "probability", "support": "probability
 class Unfinished:
     """The store of one sweep while it grows.
 
+    The first of several processes calls `check`, `begin` and `finish`; each writes regions of its own.
+
     Args:
       out: where it will stand.
-      identity: what makes two sweeps the same one, by name.
-      resume: whether an unfinished one is to go on.
-      first: whether this is the process that makes and renames folders.
-
-    Raises:
-      InputError: `out` is something else; an unfinished sweep is there and not to be resumed, or another one.
     """
 
-    def __init__(self, out: Path, sweep: Sweep, identity: dict[str, Any], *, resume: bool, first: bool) -> None:
+    def __init__(self, out: Path) -> None:
         self.out = out.absolute()
         self.folder = self.out.with_name(f"{self.out.name}.unfinished")
-        _check_replaceable(self.out)
-        self._identity = json.loads(json.dumps(identity)) | {"kind": KIND}
-        if not first:
-            return
-        if self.folder.exists():
-            if not resume:
-                hint = "add --resume to go on with it, or remove it"
-                raise InputError(self.folder, expected="nothing", found="an unfinished sweep", hint=hint)
-            self._check_same()
-        else:
-            self._create(sweep)
 
-    def _create(self, sweep: Sweep) -> None:
+    def check(self, *, resume: bool) -> None:
+        """Call it before long work.
+
+        Raises:
+          InputError: the place is taken or cannot be written; an unfinished sweep is there and not to be resumed.
+        """
+        _check_replaceable(self.out)
+        files.check_writable(self.out)
+        if self.folder.exists() and not resume:
+            hint = "add --resume to go on with it, or remove it"
+            raise InputError(self.folder, expected="nothing", found="an unfinished sweep", hint=hint)
+
+    def begin(self, sweep: Sweep, identity: dict[str, Any]) -> None:
+        """Make the store, or see that the one that is there is of the same `identity` (JSON types by name).
+
+        Raises:
+          InputError: it is not; or the disk does not take a new one.
+        """
+        identity = json.loads(json.dumps(identity)) | {"kind": KIND}
+        if self.folder.exists():
+            self._check_same(identity)
+        else:
+            self._create(sweep, identity)
+
+    def _create(self, sweep: Sweep, identity: dict[str, Any]) -> None:
         with files.replacing(self.folder, _GROUP, "an unfinished sweep") as aside:
             _labels(sweep).to_zarr(aside, mode="w", consolidated=False)
             group = zarr.open_group(aside, mode="r+")
-            group.attrs.update(self._identity)
+            group.attrs.update(identity)
             sizes = {dim: len(labels) for dim, (_, labels) in coordinates(sweep).items()}
             for name, inner in sweep.shapes().items():
                 dims = (*LEADING, *inner)
@@ -82,19 +92,19 @@ class Unfinished:
                 )
             (aside / DONE).mkdir()
 
-    def _check_same(self) -> None:
+    def _check_same(self, identity: dict[str, Any]) -> None:
         before = _attributes(self.folder)
         if before is None:
             raise InputError(self.folder, expected="an unfinished sweep", found="something else")
-        for name in self._identity:
-            if before.get(name) != self._identity.get(name):
+        for name, found in identity.items():
+            if before.get(name) != found:
                 expected = f"the unfinished sweep's {before.get(name)}"
                 hint = f"remove {self.folder} to begin anew"
-                raise InputError(self.folder, field=name, expected=expected, found=self._identity.get(name), hint=hint)
+                raise InputError(self.folder, field=name, expected=expected, found=found, hint=hint)
 
-    def is_done(self, start: int) -> bool:
-        """Whether the region that begins with this stay is whole."""
-        return (self.folder / DONE / str(start)).exists()
+    def missing(self, regions: Iterable[slice]) -> list[slice]:
+        """Those of some regions that are not whole."""
+        return [region for region in regions if not (self.folder / DONE / str(region.start)).exists()]
 
     def write(self, region: slice, arrays: Arrays) -> None:
         """Write a region, then mark it. InputError if the disk does not take it; the store can be resumed."""
@@ -110,6 +120,8 @@ class Unfinished:
 
     def finish(self) -> None:
         """Rename the whole store to its place."""
+        for half in self.folder.rglob("*.partial"):  # of a chunk that a kill has cut off
+            half.unlink()
         old = self.folder.with_name(f".{self.out.name}.old")
         if self.out.exists():
             self.out.rename(old)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,7 +24,7 @@ from sepsis_jax.policies.rules import Fixed, Guideline
 from sepsis_jax.simulation import candidates
 from sepsis_jax.simulation.batch import simulate
 from sepsis_jax.simulation.record import Summarize
-from sepsis_jax.simulation.sweep import RARE, Sweep, pending, size_bytes
+from sepsis_jax.simulation.sweep import RARE, Sweep, size_bytes
 from sepsis_jax.simulation.sweep_store import Unfinished
 
 EPISODES = make_episodes(5, 6, seed=3)
@@ -40,8 +42,10 @@ def make_sweep(text="all", **changes):
 
 
 def write(out, sweep, *, identity=IDENTITY, resume=False, regions=None):
-    store = Unfinished(out, sweep, identity, resume=resume, first=True)
-    for region in list(pending(sweep, store.is_done, 0, 1))[:regions]:
+    store = Unfinished(out)
+    store.check(resume=resume)
+    store.begin(sweep, identity)
+    for region in store.missing(sweep.regions())[:regions]:
         store.write(region, sweep.run(region))
     return store
 
@@ -114,9 +118,10 @@ def test_the_block_changes_sums_by_rounding_alone(whole):
 def test_the_number_of_processes_changes_nothing(tmp_path, whole):
     out = tmp_path / "sweep.zarr"
     sweep = make_sweep()
-    stores = [Unfinished(out, sweep, IDENTITY, resume=False, first=first) for first in (True, False)]
+    stores = [Unfinished(out) for _ in range(2)]
+    stores[0].begin(sweep, IDENTITY)
     for process, store in enumerate(stores):
-        for region in pending(sweep, store.is_done, process, 2):
+        for region in store.missing(sweep.regions()[process::2]):
             store.write(region, sweep.run(region))
     stores[0].finish()
     assert digests(out) == digests(whole)
@@ -130,6 +135,12 @@ def test_another_sweep_is_not_resumed(tmp_path):
     (tmp_path / "sweep.zarr.unfinished" / "zarr.json").write_text("{")
     with pytest.raises(InputError, match="expected an unfinished sweep"):
         write(out, make_sweep(), resume=True)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"sweep.zarr: expected a place that can be written, found .*/file, which"):
+        Unfinished(tmp_path / "file" / "sweep.zarr").check(resume=False)
 
 
 def test_something_else_is_not_replaced(tmp_path):
@@ -156,6 +167,20 @@ def test_a_full_disk_is_one_line_and_can_be_resumed(tmp_path, whole):
     del store
     write(out, sweep, resume=True).finish()
     assert digests(out) == digests(whole)
+
+
+def test_figures_of_any_candidates(tmp_path, whole, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    draw = importlib.import_module("sweep")._figures
+    shutil.copytree(whole, tmp_path / "all.zarr")
+    write(tmp_path / "two.zarr", make_sweep("guideline,untreated", steps=(0,))).finish()
+    for name in ("all", "two"):
+        draw(tmp_path / f"{name}.zarr")
+    assert capsys.readouterr().out.count("Maps and effects are left out: they need all 25 actions.") == 1
+    drawn = {
+        name: sorted(path.name for path in (tmp_path / f"{name}.zarr.figures").iterdir()) for name in ("all", "two")
+    }
+    assert drawn == {"all": ["effects.png", "fans.png", "maps.png"], "two": ["fans.png"]}
 
 
 def test_plans_from_a_file_and_policies_by_name(tmp_path):
