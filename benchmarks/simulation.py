@@ -67,7 +67,7 @@ def main(turns: int = 3, patients: int = 2, curves: bool = True, memory: bool = 
     report.show(f"simulation, {patients} patients x 25 candidates x {SAMPLES} samples", figures, json)
 
 
-def load(path: Path, precision: Precision = "f32") -> tuple[World, Any]:
+def load(path: Path, precision: Precision = "float32") -> tuple[World, Any]:
     """World (plans alone) and params of a packaged world model."""
     model, params, manifest = WorldModel.from_checkpoint(path)
     return World(dataclasses.replace(model, precision=precision), manifest.action_bins, PUBLISHED), params
@@ -81,7 +81,7 @@ def _ours(
     record: Record,
     *,
     samples: int = SAMPLES,
-    precision: Precision = "f32",
+    precision: Precision = "float32",
 ) -> Run:
     world, params = load(path, precision)
     plans = np.broadcast_to(ALL_ACTIONS[None, :, None], (patients, 25, horizon, 2))
@@ -104,8 +104,8 @@ def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, f
                 cases[f"{name}_loop_h{h}_{threads}"] = (lambda peer=peer: [peer(1) for _ in range(10)], 10 * h)
     carry = partial(_ours, checkpoints.CARRY, episodes, patients, 12)
     cases["carry_h12"] = (carry(DEFAULT), steps * 12)
-    cases["carry_bf16_h12"] = (carry(DEFAULT, precision="bf16"), steps * 12)
-    cases["carry_core_bf16_h12"] = (carry(RETURNS, precision="bf16"), steps * 12)
+    cases["carry_bf16_h12"] = (carry(DEFAULT, precision="bfloat16"), steps * 12)
+    cases["carry_core_bf16_h12"] = (carry(RETURNS, precision="bfloat16"), steps * 12)
     square = jnp.ones((1024, 1024))
     product = jax.jit(lambda a: a @ a)
     dense = torch.ones(1024, 1024)

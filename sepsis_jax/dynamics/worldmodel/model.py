@@ -29,8 +29,7 @@ from sepsis_jax.dynamics.worldmodel.published import PublishedNetwork
 from sepsis_jax.errors import InputError
 
 Architecture = Literal["carry", "published"]
-Precision = Literal["f32", "bf16"]
-_DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+Precision = Literal["float32", "bfloat16"]
 
 
 @struct.dataclass
@@ -77,7 +76,7 @@ class WorldModel:
       hidden: H, GRU width. layers: L, GRU depth.
       dropout: rate between layers while training.
       members: M, networks of this layout that were trained apart.
-      precision: to which the operands of matrix products are rounded; all else, sums too, is f32.
+      precision: to which the operands of matrix products are rounded; all else, sums too, is float32.
     """
 
     architecture: Architecture = "carry"
@@ -85,7 +84,7 @@ class WorldModel:
     layers: int = 2
     dropout: float = 0.2
     members: int = 1
-    precision: Precision = "f32"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         positive, rate = "a positive whole number", "a rate from 0 to below 1"
@@ -233,7 +232,7 @@ def _before(history: History) -> jax.Array:
 
 def _network(model: WorldModel, key: jax.Array) -> CarryNetwork | PublishedNetwork:
     kind = CarryNetwork if model.architecture == "carry" else PublishedNetwork
-    return kind(model.hidden, model.layers, model.dropout, dtype=_DTYPES[model.precision], rngs=nnx.Rngs(key))
+    return kind(model.hidden, model.layers, model.dropout, dtype=jnp.dtype(model.precision), rngs=nnx.Rngs(key))
 
 
 @partial(jax.jit, static_argnums=0)
