@@ -22,6 +22,7 @@ from sepsis_jax import cli, config, files, pipeline, plotting
 from sepsis_jax.clinical.features import NAMES
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.worldmodel import sharding
+from sepsis_jax.dynamics.worldmodel.model import Precision
 from sepsis_jax.dynamics.worldmodel.unfinished import digest
 from sepsis_jax.errors import SEEDS, InputError, check_range
 from sepsis_jax.policies.rules import Fixed, Guideline
@@ -46,6 +47,7 @@ class Flags:
       features: to describe, separated by commas, or 'all'.
       steps: decisions of each stay, e.g. 0,1,5; default all. stays: their ids; default all. split: only its stays.
       memory: GB that the process may use.
+      precision: of the factors in the world model's products, float32 or bfloat16 (faster; sums stay float32).
       seed: of the random numbers.
       dry_run: print sizes and times, and stop.
       resume: go on with an unfinished sweep.
@@ -64,6 +66,7 @@ class Flags:
     stays: str | None = None
     split: str | None = None
     memory: float = 4.0
+    precision: Precision = "float32"
     seed: int = 0
     dry_run: bool = False
     resume: bool = False
@@ -84,6 +87,7 @@ class Flags:
 
 def main(argv: list[str]) -> None:
     settings, flags = config.load(argv, Flags, description="Simulate all candidates at all decisions.")
+    sharding.one_device_a_core()
     sharding.join_processes()
     out = flags.out or settings.run / "sweep.zarr"
     store = Unfinished(out)
@@ -129,7 +133,7 @@ def _plan(flags: Flags, loaded: pipeline.Loaded) -> Sweep:
     names = NAMES if flags.features == "all" else tuple(flags.features.split(","))
     record = Summarize(names)
     plan = Sweep(
-        world=loaded.world,
+        world=dataclasses.replace(loaded.world, dynamics=dataclasses.replace(loaded.model, precision=flags.precision)),
         params=loaded.params,
         clinician=loaded.policy,
         clinician_params=loaded.policy_params,

@@ -183,7 +183,7 @@ def _tile(
 
     def flat(leaf: jax.Array) -> jax.Array:
         """[width,slots,...] -> [width*slots,...]."""
-        return leaf.reshape(-1, *leaf.shape[2:])
+        return leaf.reshape(layout.width * layout.slots, *leaf.shape[2:])
 
     def by_slot(leaf: jax.Array) -> jax.Array:
         """[width*slots,...] -> [slots,width,...]."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from typing import get_args
 
-from sepsis_jax.dynamics.worldmodel.model import Architecture, WorldModel
+from sepsis_jax.dynamics.worldmodel.model import Architecture, Precision, WorldModel
 from sepsis_jax.errors import SEEDS, InputError, check_range
-
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
