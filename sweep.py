@@ -206,6 +206,7 @@ def _identity(flags: Flags, loaded: pipeline.Loaded, plan: Sweep) -> dict[str, A
         "source": loaded.manifest.source,
         "source_version": loaded.manifest.source_version,
         "world_model": dataclasses.asdict(loaded.model),
+        "precision": flags.precision,
         "weights": digest(loaded.params),
         "clinician": digest(loaded.policy_params),
         "code_version": loaded.manifest.code_version,
