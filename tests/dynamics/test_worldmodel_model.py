@@ -14,6 +14,7 @@ from sepsis_jax.dynamics.protocol import History, history_at, step_keys
 from sepsis_jax.dynamics.worldmodel import marginals
 from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.model import WorldModel
+from sepsis_jax.errors import InputError
 
 STEPS, SAMPLES = 8, 200
 
@@ -171,3 +172,19 @@ def test_members_are_different_networks():
     weights = [model.member(params, i).network["gru"]["cells"][0]["weight_ih"] for i in range(3)]
     assert all(weight.shape == weights[0].shape for weight in weights)
     assert not np.allclose(weights[0], weights[1]) and not np.allclose(weights[1], weights[2])
+
+
+def test_bfloat16_rounds_products_alone(world, key):
+    state = world.encode(world.params, world.history(0, 3))
+    rounded = dataclasses.replace(world.model, precision="bfloat16")
+    action, noise = jnp.array([2, 3]), world.model.noise(key)
+    exact, close = (model.step(world.params, state, action, noise) for model in (world.model, rounded))
+    for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(close), strict=True):
+        assert a.dtype == b.dtype
+    z = [world.params.support.normalize(step.value) for _, step in (exact, close)]
+    assert 0 < np.abs(z[0] - z[1]).max() < 0.1
+
+
+def test_precisions_have_names():
+    with pytest.raises(InputError, match="float32 or bfloat16"):
+        WorldModel(precision="float16")

@@ -115,6 +115,14 @@ def test_a_stay_does_not_depend_on_its_batch_mates_or_the_block():
             np.testing.assert_array_equal(a[1], b[position])
 
 
+def test_noise_drawn_for_many_equals_noise_drawn_for_few():
+    """With few candidates a tile holds many different noises, with many candidates few, which are drawn apart."""
+    alone = run(HISTORIES, full_plans(candidates=[(1, 2)]))
+    among = run(HISTORIES, full_plans(candidates=[(1, 2)] * 200))
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(among), strict=True):
+        np.testing.assert_array_equal(np.broadcast_to(a, b.shape), b)
+
+
 def one_batch(histories, rows):
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], histories)
 
