@@ -81,12 +81,15 @@ class Trunk(nnx.Module):
         """rows f32[W,87], static f32[3] (z) -> f32[W,L,H] after each row, from zeros. Consumes `key` (dropout)."""
         return self.gru.unroll(self._inputs(rows, static), key)
 
-    def advance(self, hidden: Layers, row: jax.Array, static: jax.Array) -> Layers:
-        """After one more row f32[87]."""
-        x, after = self._inputs(row[None], static)[0], []
-        for cell, before in zip(self.gru.cells, hidden, strict=True):
-            x = cell(before, x)
-            after.append(x)
+    def project(self, row: jax.Array, static: jax.Array) -> jax.Array:
+        """f32[87] -> f32[3H]: what the first layer takes from one row, whatever window reads it."""
+        return self.gru.cells[0].project(self._inputs(row[None], static)[0])
+
+    def advance(self, hidden: Layers, projected: jax.Array) -> Layers:
+        """After one more row."""
+        after = [self.gru.cells[0].advance(hidden[0], projected)]
+        for cell, before in zip(self.gru.cells[1:], hidden[1:], strict=True):
+            after.append(cell(before, after[-1]))
         return tuple(after)
 
     def _inputs(self, rows: jax.Array, static: jax.Array) -> jax.Array:
@@ -164,10 +167,12 @@ class PublishedNetwork(nnx.Module):
     ) -> Window:
         """Append what came after `action` (one-hot f32[10]). No dropout, so `key` is not used."""
         del key
-        before = jnp.where(memory.seen > 0, _with_action(memory.rows, action), memory.rows)
+        last = _complete(memory.rows[-1], action)
+        if memory.flight is None:  # else there is a newest row
+            last = jnp.where(memory.seen > 0, last, memory.rows[-1])
         row = jnp.concatenate([z, mask.astype(z.dtype), action])
-        flight = None if memory.flight is None else self._fly(memory.flight, before[-1], static)
-        return Window(jnp.concatenate([before[1:], row[None]]), memory.seen + 1, flight)
+        flight = None if memory.flight is None else self._fly(memory.flight, last, static)
+        return Window(jnp.concatenate([memory.rows[1:-1], last[None], row[None]]), memory.seen + 1, flight)
 
     def prepare(self, memory: Window, static: jax.Array) -> Window:
         """The same memory with windows in flight, for a simulation from here on."""
@@ -183,18 +188,22 @@ class PublishedNetwork(nnx.Module):
         begun = (*flight.state[1:], tuple(state.gru.initial()))
         # Only the first step: a loop of no rounds costs nothing in a batch, where a choice would compute both sides.
         done = jnp.minimum(flight.steps, 1)
-        last = jax.lax.fori_loop(done, 1, lambda _, hidden: outcome.advance(hidden, row, static), flight.outcome)
-        return Flight(tuple(state.advance(hidden, row, static) for hidden in begun), last, flight.steps + 1)
+        last = jax.lax.fori_loop(
+            done, 1, lambda _, hidden: outcome.advance(hidden, outcome.project(row, static)), flight.outcome
+        )
+        projected = state.project(row, static)
+        return Flight(tuple(state.advance(hidden, projected) for hidden in begun), last, flight.steps + 1)
 
     def predict(
         self, memory: Window, static: jax.Array, z: jax.Array, action: jax.Array, key: jax.Array | None = None
     ) -> Prediction:
         """The next step under `action` (one-hot f32[10]). Consumes `key` (dropout)."""
         del z
-        rows = _with_action(memory.rows, action)
+        last = _complete(memory.rows[-1], action)
         if memory.flight is None:
-            return self.state(rows[-STATE_WINDOW:], static, key)
-        return self.state.heads(self.state.trunk.advance(memory.flight.state[0], rows[-1], static)[-1])
+            return self.state(jnp.concatenate([memory.rows[-STATE_WINDOW:-1], last[None]]), static, key)
+        trunk = self.state.trunk
+        return self.state.heads(trunk.advance(memory.flight.state[0], trunk.project(last, static))[-1])
 
     def read(self, static: jax.Array, z: jax.Array, mask: jax.Array, action: jax.Array, key: Any = None) -> Window:
         """Memory after every step, leading T: z f32[T,F], mask bool[T,38], action before each f32[T,10]."""
@@ -216,9 +225,12 @@ class PublishedNetwork(nnx.Module):
         trunk, rows, one = self.outcome.trunk, memory.rows, memory.flight.steps == 1
         begun = jax.tree.map(lambda hidden: jnp.where(one, hidden, 0.0), memory.flight.outcome)
         known = jnp.where(one, OUTCOME_WINDOW - 1, 0)
-        read = jax.lax.fori_loop(known, OUTCOME_WINDOW, lambda i, hidden: trunk.advance(hidden, rows[i], static), begun)
+        read = jax.lax.fori_loop(
+            known, OUTCOME_WINDOW, lambda i, hidden: trunk.advance(hidden, trunk.project(rows[i], static)), begun
+        )
         return self.outcome.head(read[-1])[None]
 
 
-def _with_action(rows: jax.Array, action: jax.Array) -> jax.Array:
-    return rows.at[-1, -_ACTION:].set(action)
+def _complete(row: jax.Array, action: jax.Array) -> jax.Array:
+    """The newest row f32[87] with the action after its observation, now that it is known."""
+    return jnp.concatenate([row[:-_ACTION], action])
