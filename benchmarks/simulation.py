@@ -106,6 +106,8 @@ def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, f
     cases["carry_h12"] = (carry(DEFAULT), steps * 12)
     cases["carry_bf16_h12"] = (carry(DEFAULT, precision="bfloat16"), steps * 12)
     cases["carry_core_bf16_h12"] = (carry(RETURNS, precision="bfloat16"), steps * 12)
+    windows = _ours(checkpoints.PUBLISHED, episodes, patients, 12, RETURNS, precision="bfloat16")
+    cases["published_core_bf16_h12"] = (windows, steps * 12)
     square = jnp.ones((1024, 1024))
     product = jax.jit(lambda a: a @ a)
     dense = torch.ones(1024, 1024)
@@ -121,6 +123,8 @@ def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, f
         "published_vs_torch_batched_h1": rate["published_core_h1"] / rate["published_batched_h1"],
         "published_vs_loop_h12": rate["published_core_h12"] / loop["published_h12"],
         "published_vs_torch_batched_h12": rate["published_core_h12"] / rate["published_batched_h12"],
+        "published_bf16_vs_loop_h12": rate["published_core_bf16_h12"] / loop["published_h12"],
+        "published_bf16_vs_torch_batched_h12": rate["published_core_bf16_h12"] / rate["published_batched_h12"],
         "carry_vs_loop": rate["carry_h12"] / loop["carry_h12"],
         "carry_vs_torch_batched": rate["carry_h12"] / batched,
         "carry_core_vs_loop": rate["carry_core_h12"] / loop["carry_h12"],
