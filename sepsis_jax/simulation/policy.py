@@ -32,14 +32,18 @@ class Policy(Protocol):
         ...
 
 
+def previous_action(history: History) -> jax.Array:
+    """int8[2]: levels of the step before the decision of one history."""
+    last = history.length - 1
+    return jnp.where(last > 0, history.action[jnp.maximum(last - 1, 0)], history.prior_action)
+
+
 @partial(jax.jit, static_argnums=0)
 def probs_at(policy: Policy, params: Any, histories: History) -> jax.Array:
     """f32[B,25]: what the policy would do at the decision of each history (leading B)."""
 
     def one(history: History) -> jax.Array:
-        last = history.length - 1
-        previous = jnp.where(last > 0, history.action[jnp.maximum(last - 1, 0)], history.prior_action)
-        carry = policy.init(params, history)
-        return policy.probs(params, carry, history.obs[last], history.mask[last], previous)[0]
+        last, carry = history.length - 1, policy.init(params, history)
+        return policy.probs(params, carry, history.obs[last], history.mask[last], previous_action(history))[0]
 
     return jax.vmap(one)(histories)
