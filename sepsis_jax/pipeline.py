@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from sepsis_jax.dynamics.patient import cohort as patient_cohort
 from sepsis_jax.dynamics.patient import truth as patient_truth
 from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.protocol import history_at
+from sepsis_jax.dynamics.worldmodel import checkpoint
 from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
 from sepsis_jax.errors import InputError
 from sepsis_jax.policies import clinician, planner, rules
@@ -191,11 +194,22 @@ def fresh_patients(config: Config, number: int) -> tuple[Episodes, Manifest, Tru
     return episodes, manifest, truth
 
 
-def training_patients(config: Config) -> Episodes:
-    """Train stays of the config's simulated cohort, drawn again."""
+def simulated(config: Config) -> Episodes:
+    """The config's simulated cohort, drawn again."""
     settings = config.cohort
-    episodes, _ = patient_cohort.simulate_cohort(settings.patients, seed=settings.seed, knobs=settings.knobs)
-    return episodes.subset("train")
+    return patient_cohort.simulate_cohort(settings.patients, seed=settings.seed, knobs=settings.knobs)[0]
+
+
+def identity(config: Config, checkpoint_path: Path) -> dict[str, Any]:
+    """Plain types that tell the clinician estimate and the world model of one run from those of another."""
+    description = (checkpoint_path / checkpoint.DESCRIPTION).read_bytes()
+    return {
+        "cohort": dataclasses.asdict(config.cohort),
+        "clinician": dataclasses.asdict(config.clinician),
+        "estimate_seed": config.agent.seed,
+        "world_model": hashlib.sha256(description).hexdigest(),
+        "code": version("sepsis_jax"),
+    }
 
 
 def simulator(config: Config, loaded: Loaded) -> BatchedSimulator:

@@ -144,7 +144,8 @@ class BatchedSimulator:
         plans = np.stack([np.resize(actions, (most, 2)) for _, actions in requests])[:, :, None]
         samples, horizon = self._settings.samples, self._settings.horizon
         summary: Summary = self._simulate(histories, plans, self._seed, Summarize(KEY_FEATURES), samples, horizon)
-        support = np.asarray(probs_at(self._world.policy, self._policy_params, histories))
+        assert self._world.policy is not None
+        support = probs_at(self._world.policy, self._policy_params, histories)
         allowed = keeps_guideline(histories)
         return [
             [_foresight(summary, support[row], allowed[row], row, k, action) for k, action in enumerate(actions)]

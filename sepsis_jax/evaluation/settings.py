@@ -25,6 +25,7 @@ class EvaluationSettings:
       safety_stays: how many of them the safety table uses, in order; 0 takes every one. The planner simulates at
         each of their decisions, which is what takes the time.
       planner_samples: S of the planner in that table.
+      planner_patients: whom the planners treat in the true simulator; the other policies treat everyone.
       draws: of the patient bootstrap.
       seed: of the bootstrap, of the choice of decisions and of all samples.
     """
@@ -39,12 +40,14 @@ class EvaluationSettings:
     effect_samples: int = 64
     safety_stays: int = 0
     planner_samples: int = 64
+    planner_patients: int = 5000
     draws: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_range(self, "evaluation", safety_stays=(0, math.inf), planner_samples=(2, MOST_SAMPLES), seed=SEEDS)
         check_range(self, "evaluation", draws=(100, 1_000_000), fresh_patients=(0, 10_000_000))
+        check_range(self, "evaluation", planner_patients=(1, 10_000_000))
         numbers = dict.fromkeys(("decisions", "rollouts"), (1, 100_000_000))
         check_range(self, "evaluation", effects=(0, 100_000_000), **numbers)
         check_range(

@@ -1,7 +1,10 @@
 """A planner: simulate all 25 actions from one state, go on as clinicians do, choose by expected return.
 
-Candidates share their random numbers, so they differ by their effect. The guideline shield leaves out actions that
-would break G1 or G2 (`clinical.guidelines`).
+Candidates share their random numbers, so they differ by their effect. What would only add noise to that difference is
+not drawn: exits count in expectation (`dynamics.expected`), and the policy that goes on does what it does most often.
+The guideline shield leaves out actions that would break G1 or G2 (`clinical.guidelines`). With some caution an action
+must be the better the less clinicians would choose it: with V the return and pi the policy that goes on, the choice is
+argmax V(a) + caution log pi(a), the best that can be had at a given distance (Kullback-Leibler) from clinicians.
 """
 
 from __future__ import annotations
@@ -17,11 +20,14 @@ from flax import struct
 from sepsis_jax.clinical import guidelines
 from sepsis_jax.clinical.actions import ALL_ACTIONS
 from sepsis_jax.clinical.features import INDEX
+from sepsis_jax.dynamics.expected import ExpectedExits
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.errors import check_range
+from sepsis_jax.policies.rules import MostLikely
 from sepsis_jax.simulation.batch import BLOCK, simulate
 from sepsis_jax.simulation.block import MOST_SAMPLES
 from sepsis_jax.simulation.course import World
+from sepsis_jax.simulation.policy import probs_at
 from sepsis_jax.simulation.record import RETURNS, Summary
 
 
@@ -33,16 +39,21 @@ class PlannerSettings:
       samples: S, simulated futures a candidate.
       horizon: H, 4-h steps; the candidate's levels are given for the first, the clinician estimate goes on.
       shield: choose only among actions that keep the guideline rules.
+      caution: return that an action must bring for each factor e by which clinicians choose it less often; 0 asks
+        for none. Half a point of 90-day mortality is 0.15.
       block: trajectories simulated at once; bounds the memory.
     """
 
     samples: int = 256
     horizon: int = 6
     shield: bool = True
+    caution: float = 0.0
     block: int = BLOCK
 
     def __post_init__(self) -> None:
-        check_range(self, "planner", samples=(2, MOST_SAMPLES), horizon=(1, 1000), block=(1, 10_000_000))
+        check_range(
+            self, "planner", samples=(2, MOST_SAMPLES), horizon=(1, 1000), caution=(0, 1000), block=(1, 10_000_000)
+        )
 
 
 @struct.dataclass
@@ -60,6 +71,9 @@ class Recommendation:
     allowed: Any
 
 
+_NEVER = 1e-9  # what a deterministic policy does not do is still better than what the shield forbids
+
+
 def recommend(
     world: World,
     params: Any,
@@ -68,11 +82,16 @@ def recommend(
     seed: jax.Array,
     settings: PlannerSettings,
 ) -> Recommendation:
-    """Recommend an action for each of B histories. Deterministic given `seed` (key), whatever the batch."""
+    """Recommend an action for each of B histories. Deterministic given `seed` (key), whatever the batch.
+
+    ValueError where `world` has no policy to go on with.
+    """
+    if world.policy is None:
+        raise ValueError("the planner needs a policy that goes on after its step")
     batch = histories.length.shape[0]
     plans = jnp.broadcast_to(jnp.asarray(ALL_ACTIONS)[None, :, None], (batch, len(ALL_ACTIONS), 1, 2))
     found = simulate(
-        world,
+        World(ExpectedExits(world.dynamics), world.bins, world.reward, MostLikely(world.policy)),
         params,
         policy_params,
         histories,
@@ -84,7 +103,9 @@ def recommend(
         block=settings.block,
     )
     allowed = keeps_guideline(histories)
-    choice = best(np.asarray(found.value), allowed, shield=settings.shield)
+    usual = probs_at(world.policy, policy_params, histories)
+    score = np.asarray(found.value) + settings.caution * np.log(np.maximum(usual, _NEVER))
+    choice = best(score, allowed, shield=settings.shield)
     return Recommendation(ALL_ACTIONS[choice], found, allowed)
 
 

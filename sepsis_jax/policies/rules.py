@@ -1,4 +1,4 @@
-"""Simple rules that a planner must beat: treat nobody, and follow the guideline from the monitor."""
+"""Simple rules: treat nobody, follow the guideline from the monitor, do what another policy does most often."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from sepsis_jax.clinical import actions
 from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.dynamics.protocol import History
+from sepsis_jax.simulation.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,3 +64,21 @@ class Guideline:
         hypoperfused = (meanbp < self.map_target) | (lactate > self.lactate_target)
         fluid = jnp.where(hypoperfused, self.fluid_hypoperfused, 1)
         return jax.nn.one_hot(vasopressor * actions.LEVELS + fluid, actions.NUM_ACTIONS), carry
+
+
+@dataclasses.dataclass(frozen=True)
+class MostLikely:
+    """`Policy`: what `policy` does most often, without its chance; params and memory are those of `policy`."""
+
+    policy: Policy
+
+    def init(self, params: Any, history: History) -> Any:
+        """See `Policy.init`."""
+        return self.policy.init(params, history)
+
+    def probs(
+        self, params: Any, carry: Any, obs: jax.Array, mask: jax.Array, prev_action: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """See `Policy.probs`."""
+        probs, carry = self.policy.probs(params, carry, obs, mask, prev_action)
+        return jax.nn.one_hot(probs.argmax(), actions.NUM_ACTIONS), carry

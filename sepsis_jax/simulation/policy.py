@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sepsis_jax.dynamics.protocol import History
 
@@ -32,14 +33,27 @@ class Policy(Protocol):
         ...
 
 
-@partial(jax.jit, static_argnums=0)
-def probs_at(policy: Policy, params: Any, histories: History) -> jax.Array:
-    """f32[B,25]: what the policy would do at the decision of each history (leading B)."""
+def previous_action(history: History) -> jax.Array:
+    """int8[2]: levels of the step before the decision of one history."""
+    last = history.length - 1
+    return jnp.where(last > 0, history.action[jnp.maximum(last - 1, 0)], history.prior_action)
 
+
+def probs_at(policy: Policy, params: Any, histories: History) -> np.ndarray:
+    """f32[B,25]: what the policy would do at the decision of each history (leading B).
+
+    Compiled once for all B up to the same power of two.
+    """
+    number = len(histories.length)
+    rows = np.minimum(np.arange(1 << (number - 1).bit_length()), number - 1)
+    padded = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], histories)
+    return np.asarray(_probs_at(policy, params, padded))[:number]
+
+
+@partial(jax.jit, static_argnums=0)
+def _probs_at(policy: Policy, params: Any, histories: History) -> jax.Array:
     def one(history: History) -> jax.Array:
-        last = history.length - 1
-        previous = jnp.where(last > 0, history.action[jnp.maximum(last - 1, 0)], history.prior_action)
-        carry = policy.init(params, history)
-        return policy.probs(params, carry, history.obs[last], history.mask[last], previous)[0]
+        last, carry = history.length - 1, policy.init(params, history)
+        return policy.probs(params, carry, history.obs[last], history.mask[last], previous_action(history))[0]
 
     return jax.vmap(one)(histories)

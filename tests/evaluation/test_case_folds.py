@@ -112,7 +112,7 @@ def test_fresh_patients_are_others_and_the_first_ones_do_not_depend_on_their_num
     np.testing.assert_array_equal(few.obs, more.obs[:3])
     assert few.subset("test").num_stays == 3 and truth.stay_id.size == 3
     assert manifest.action_bins == AI_CLINICIAN_BINS
-    trained = pipeline.training_patients(config)
+    trained = pipeline.simulated(config).subset("train")
     assert not np.isin(trained.static[:, 0], more.static[:, 0]).any()
 
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import fit_scaler, make_episodes
-from toy import LACTATE, MAP, toy_params, toy_world
+from toy import LACTATE, MAP, ToyDynamics, toy_params, toy_world
 
 from sepsis_jax.clinical.actions import ALL_ACTIONS, encode
 from sepsis_jax.clinical.features import PUBLISHED_MEAN
 from sepsis_jax.data.scaler import Scaler
+from sepsis_jax.dynamics.expected import ExpectedExits
 from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.policies import clinician, planner, rules
 from sepsis_jax.policies.clinician import Clinician, ClinicianSettings
@@ -21,6 +22,7 @@ from sepsis_jax.policies.planner import PlannerSettings
 from sepsis_jax.simulation.batch import simulate
 from sepsis_jax.simulation.policy import probs_at
 from sepsis_jax.simulation.record import RETURNS
+from sepsis_jax.simulation.rollout import rollout
 
 SETTINGS = PlannerSettings(samples=32, horizon=3)
 EPISODES = make_episodes(12, 6, seed=5)
@@ -95,10 +97,77 @@ def test_planner_does_not_depend_on_batch_mates():
 def test_planner_value_is_that_of_simulate():
     histories = histories_with(60.0, 3.0)
     plans = np.broadcast_to(ALL_ACTIONS[None, :, None], (6, 25, 1, 2))
+    world = dataclasses.replace(toy_world(), dynamics=ExpectedExits(ToyDynamics()))
     direct = simulate(
-        toy_world(), toy_params(), None, histories, plans, jax.random.key(1), record=RETURNS, samples=32, horizon=3
+        world, toy_params(), None, histories, plans, jax.random.key(1), record=RETURNS, samples=32, horizon=3
     )
     np.testing.assert_allclose(recommend(histories).returns.value, direct.value, rtol=1e-6)
+
+
+def test_expected_exits_are_the_mean_over_exits():
+    """Without noise all courses are one; how it may end, by hand."""
+    world, plan = toy_world(policy=None), np.array([[1, 2], [0, 1], [2, 2]], np.int8)
+    quiet = dataclasses.replace(toy_params(), noise_map=jnp.float32(0), noise_lactate=jnp.float32(0))
+    one = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), histories_with(70.0, 3.0))
+    state, here, expected = world.dynamics.encode(quiet, one), 1.0, 0.0
+    for action in plan:
+        state, step = world.dynamics.step(quiet, state, jnp.asarray(action), jnp.zeros(2))
+        death, discharge = (float(hazard) for hazard in step.exit_hazard)
+        leaves = (1 - death) * discharge
+        expected += here * (death + leaves * float(world.dynamics.outcome(quiet, state)))
+        here *= 1 - death - leaves
+    expected += here * float(world.dynamics.outcome(quiet, state))
+    assert 0.05 < here < 0.95
+    without = dataclasses.replace(world, dynamics=ExpectedExits(world.dynamics))
+    got = rollout(without, quiet, None, one, plan, jax.random.key(0), horizon=3)
+    np.testing.assert_allclose(got.death_90d, expected, rtol=1e-5)
+    assert (np.asarray(got.steps.exit) == 0).all()
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drawn = jax.vmap(lambda key: rollout(world, quiet, None, one, plan, key, horizon=3).death_90d)(keys)
+    np.testing.assert_allclose(got.death_90d, drawn.mean(), atol=4 * float(drawn.std()) / 4000**0.5)
+
+
+@pytest.mark.parametrize("shield", [True, False])
+def test_caution_leads_to_what_clinicians_do(fitted, shield):
+    """A little caution moves few choices, all of it gives the most likely action that the shield allows."""
+    settings, episodes, params = fitted
+    world = toy_world(policy=Clinician(settings))
+    histories = history_at(episodes, np.arange(8), np.ones(8, int))
+    usual = probs_at(Clinician(settings), params, histories)
+
+    def choose(caution):
+        own = PlannerSettings(samples=8, horizon=2, shield=shield, caution=caution)
+        return planner.recommend(world, toy_params(), params, histories, jax.random.key(1), own)
+
+    free, bound, some = choose(0.0), choose(1000.0), choose(0.5)
+    np.testing.assert_array_equal(free.returns.value, bound.returns.value)
+    allowed = np.where(shield, free.allowed, True)
+    np.testing.assert_array_equal(encode(bound.action), np.where(allowed, usual, -1).argmax(axis=1))
+    score = np.asarray(free.returns.value) + 0.5 * np.log(usual)
+    np.testing.assert_array_equal(encode(some.action), np.where(allowed, score, -np.inf).argmax(axis=1))
+    assert (free.action != bound.action).any()
+
+
+def test_caution_and_the_shield_with_a_policy_without_chance():
+    """The rule gives what the shield may forbid; then the shield has the last word, and nothing is infinite."""
+    histories = histories_with(66.0, 1.0)
+    got = recommend(histories, dataclasses.replace(SETTINGS, caution=5.0))
+    assert np.take_along_axis(got.allowed, np.asarray(encode(got.action))[:, None], 1).all()
+
+
+def test_planner_without_a_policy_to_go_on_is_refused():
+    with pytest.raises(ValueError, match="goes on"):
+        planner.recommend(
+            toy_world(policy=None), toy_params(), None, histories_with(60.0, 3.0), jax.random.key(1), SETTINGS
+        )
+
+
+def test_most_likely_does_what_the_policy_does_most_often(fitted):
+    settings, episodes, params = fitted
+    histories = history_at(episodes, np.arange(5), np.zeros(5, int))
+    probs = probs_at(rules.MostLikely(Clinician(settings)), params, histories)
+    np.testing.assert_array_equal(probs.argmax(-1), probs_at(Clinician(settings), params, histories).argmax(-1))
+    assert (probs.max(-1) == 1).all() and (probs.sum(-1) == 1).all()
 
 
 @pytest.fixture(scope="module")
