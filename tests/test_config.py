@@ -104,7 +104,7 @@ def test_write_json_makes_numbers_finite_and_leaves_nothing_half_written(tmp_pat
     assert json.loads((tmp_path / "new" / "f.json").read_text()) == {"a": 1.5, "b": None, "c": None, "d": None}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["f.json"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="expected a file that can be written"):
+    with pytest.raises(InputError, match="expected a place that can be written"):
         cli.write_json(tmp_path / "file" / "f.json", {})
 
 

@@ -130,7 +130,7 @@ def evaluate(*words):
         (("--folds", "1"), "--folds: expected 0, or 2 and more"),
         (("--case", "7", "--compare", "x"), "--case: expected no --compare or --by"),
         (("--json", "."), "expected a file, found a folder"),
-        (("--json", "/dev/null/x.json"), "/dev/null/x.json: expected a file that can be written"),
+        (("--json", "/dev/null/x.json"), "/dev/null/x.json: expected a place that can be written"),
         (("--folds", "5", "--checkpoint", "x"), "--folds: expected no --checkpoint"),
         (("--evaluation.samples", "1"), "samples: expected a number from 2"),
         (("--evaluation.rollouts", "0"), "rollouts: expected a number from 1"),
