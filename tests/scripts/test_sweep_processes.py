@@ -118,6 +118,7 @@ def test_killed_then_out_of_disk_then_resumed_is_as_unbroken(inputs, unbroken, t
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_sweep_what_one_sweeps(inputs, unbroken, tmp_path):
     out = tmp_path / "sweep.zarr"
     first, second = (finish(process) for process in pair(inputs, out))
@@ -126,6 +127,7 @@ def test_two_processes_sweep_what_one_sweeps(inputs, unbroken, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_bad_input_ends_both_processes_at_once(inputs, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     first, second = pair(inputs, tmp_path)
