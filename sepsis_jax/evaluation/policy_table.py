@@ -79,8 +79,8 @@ def tabulate(
 
     Returns:
       Columns policy, patients, death_90d and saved (deaths that the policy saves, as a share of the patients), each
-      with _low and _high (95 %), value, vasopressor, fluid (mean levels), samples, horizon (NaN for who does not
-      plan), seconds.
+      with _low and _high (95 %), value, vasopressor, fluid (mean levels), seconds, and samples, horizon, caution (NaN
+      for who does not plan).
     """
     base, rows = results[CLINICIANS], []
     for name, own in results.items():
@@ -91,7 +91,7 @@ def tabulate(
             low, high = interval(counts @ each / number)
             row |= {figure: each.mean(), f"{figure}_low": low, f"{figure}_high": high}
         row |= {figure: getattr(own, figure).mean() for figure in ("value", "vasopressor", "fluid", "seconds")}
-        row |= {key: getattr(planners.get(name), key, np.nan) for key in ("samples", "horizon")}
+        row |= {key: getattr(planners.get(name), key, np.nan) for key in ("samples", "horizon", "caution")}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -105,7 +105,8 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     cells.loc[(table["policy"] == CLINICIANS).to_numpy(), "saved, points"] = "-"
     cells["return"] = table["value"]
     cells["levels (v, f)"] = [f"{row.vasopressor:.2f}, {row.fluid:.2f}" for row in table.itertuples()]
-    cells["S"], cells["H"], cells["min"] = table["samples"], table["horizon"], table["seconds"] / 60
+    cells["S"], cells["H"], cells["caution"] = table["samples"], table["horizon"], table["caution"]
+    cells["min"] = table["seconds"] / 60
     return cells.set_index(table["policy"])
 
 

@@ -39,15 +39,15 @@ class PlannerSettings:
       samples: S, simulated futures a candidate.
       horizon: H, 4-h steps; the candidate's levels are given for the first, the clinician estimate goes on.
       shield: choose only among actions that keep the guideline rules.
-      caution: return that an action must bring for each factor e by which clinicians choose it less often; 0 asks
-        for none. Half a point of 90-day mortality is 0.15.
+      caution: return that an action must bring for each factor e by which clinicians choose it less often; one point
+        of 90-day mortality is 0.3, and 0 trusts the model wherever it is asked (docs/planner.md).
       block: trajectories simulated at once; bounds the memory.
     """
 
     samples: int = 256
     horizon: int = 6
     shield: bool = True
-    caution: float = 0.0
+    caution: float = 1.0
     block: int = BLOCK
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from sepsis_jax.simulation.policy import probs_at
 from sepsis_jax.simulation.record import RETURNS
 from sepsis_jax.simulation.rollout import rollout
 
-SETTINGS = PlannerSettings(samples=32, horizon=3)
+SETTINGS = PlannerSettings(samples=32, horizon=3, caution=0.0)
 EPISODES = make_episodes(12, 6, seed=5)
 
 
