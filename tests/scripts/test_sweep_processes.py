@@ -102,6 +102,7 @@ def unbroken(inputs, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_then_out_of_disk_then_resumed_is_as_unbroken(inputs, unbroken, tmp_path):
     out = tmp_path / "sweep.zarr"
     kill_after_a_region(start(inputs, out), out)
