@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -83,8 +84,8 @@ def brief(error: Exception) -> str:
     """The system's own words where an error of Orbax holds them, else its beginning."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if match := re.search(r"([^:\[]+) \[os_error_code=", str(error)):
-        return match[1].strip()
+    if match := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(match[1]))
     return f"{type(error).__name__}: {str(error)[:120]}"
 
 
