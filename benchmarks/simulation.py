@@ -160,7 +160,7 @@ def _products(path: Path) -> int:
 
 
 def _torch(path: Path, horizon: int, threads: int) -> Callable[[int], Any]:
-    """`run(N)`: N trajectories of the peer, from the same state."""
+    """`run(N)`: N trajectories of the peer and their outcomes, from the same state."""
     world, params = load(path)
     own = world.dynamics.member(params, 0)
     network = torch_simulation.tensors(own.network)
@@ -191,7 +191,7 @@ def _torch(path: Path, horizon: int, threads: int) -> Callable[[int], Any]:
         given = action.expand(count, -1)
         for _ in range(horizon):
             state = peer.step(state, given, torch_simulation.draw(count, rank))
-        return state
+        return peer.outcome(state)
 
     return run
 

@@ -25,21 +25,24 @@ _KNOTS = (0.0, 0.5, 1.0, 1.6, 2.4)
 
 
 def tensors(tree: Any) -> Any:
-    """Every array of a tree of arrays as a tensor."""
-    return jax.tree.map(lambda leaf: torch.from_numpy(np.array(leaf)), tree)
+    """Every array of a tree of arrays as a tensor, numbers in PyTorch's default precision."""
+
+    def tensor(leaf: Any) -> torch.Tensor:
+        found = torch.from_numpy(np.array(leaf))
+        return found.to(torch.get_default_dtype()) if found.is_floating_point() else found
+
+    return jax.tree.map(tensor, tree)
 
 
 class Axes:
     """`bounds.Support` in PyTorch."""
 
     def __init__(self, support: Support) -> None:
-        self.low, self.high, self.log, self.mean, self.sd = (
-            torch.from_numpy(np.array(row))
-            for row in (support.low, support.high, support.log, support.mean, support.sd)
+        self.low, self.high, self.log, self.mean, self.sd, self.least, self.most = tensors(
+            (support.low, support.high, support.log, support.mean, support.sd, LOW, HIGH)
         )
         self.offset = torch.zeros(NUM_FEATURES)
         self.offset[URINE] = 1.0
-        self.least, self.most = torch.from_numpy(LOW.copy()), torch.from_numpy(HIGH.copy())
 
     def normalize(self, obs: torch.Tensor) -> torch.Tensor:
         return (torch.where(self.log, torch.log((obs + self.offset).clamp(min=1e-3)), obs) - self.mean) / self.sd
@@ -70,7 +73,8 @@ class Carry:
         self.axes = Axes(support)
         self.cells = [cell for _, cell in sorted(network["gru"]["cells"].items())]
         self.linear = {
-            n: (network[n]["kernel"].T.contiguous(), network[n]["bias"]) for n in ("trunk", "second", "heads")
+            n: (network[n]["kernel"].T.contiguous(), network[n]["bias"])
+            for n in ("trunk", "second", "heads", "mortality", "mortality_head")
         }
         self.gru = [
             (c["weight_ih"].T.contiguous(), c["bias_ih"], c["weight_hh"].T.contiguous(), c["bias_hh"])
@@ -99,6 +103,13 @@ class Carry:
         measured = torch.cat([mask, torch.ones_like(mask[:, :1])], -1)
         obs = self.axes.confine(torch.where(measured, value, obs), measured)
         return self._observe(state, obs, mask, action) | {"vent": torch.sigmoid(vent), "hazard": torch.sigmoid(exits)}
+
+    def outcome(self, state: Tensors) -> torch.Tensor:
+        """f32[N] probability of death within 90 days."""
+        seen = torch.cat([state["hidden"][-1], state["static"]], -1)
+        return torch.sigmoid(
+            linear(torch.relu(linear(seen, *self.linear["mortality"])), *self.linear["mortality_head"])[:, 0]
+        )
 
     def _value(self, center: Any, slopes: Any, zero: Any, score: Any) -> torch.Tensor:
         tail = torch.special.ndtr(-score[:, -1]) / torch.sigmoid(-zero)
@@ -130,29 +141,20 @@ class Published:
     """`published`: the window is encoded anew for every step."""
 
     def __init__(self, network: Tensors, support: Support) -> None:
-        self.axes, state = Axes(support), network["state"]
-        self.embed = {
-            n: (state["trunk"][n]["kernel"].T, state["trunk"][n]["bias"]) for n in ("static_embed", "act_embed")
-        }
+        self.axes, state, outcome = Axes(support), network["state"], network["outcome"]
         heads = ("trans_pre", "mu_head", "log_sigma_head")
         self.linear = {n: (state[n]["kernel"].T.contiguous(), state[n]["bias"]) for n in heads}
-        self.vent = [(layer["kernel"].T, layer["bias"]) for _, layer in sorted(state["vent_head"].items())]
-        cells = [cell for _, cell in sorted(state["trunk"]["gru"]["cells"].items())]
-        hidden = len(cells[0]["weight_hh"])
-        self.gru = torch.nn.GRU(len(cells[0]["weight_ih"]), hidden, len(cells), batch_first=True)
-        with torch.no_grad():
-            for number, cell in enumerate(cells):
-                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-                    getattr(self.gru, f"{name}_l{number}").copy_(cell[name].T if cell[name].ndim == 2 else cell[name])
+        self.vent, self.death = (
+            [(layer["kernel"].T, layer["bias"]) for _, layer in sorted(head.items())]
+            for head in (state["vent_head"], outcome["outcome_head"])
+        )
+        self.state_trunk, self.outcome_trunk = _Trunk(state["trunk"]), _Trunk(outcome["trunk"])
 
     def step(self, state: Tensors, action: torch.Tensor, noise: Tensors) -> Tensors:
         """One step of N trajectories: state rows f32[N,12,87], static f32[N,3] (z); action f32[N,10] one-hot."""
         rows, static = state["rows"].clone(), state["static"]
         rows[:, -1, -10:] = action
-        window = rows[:, -published.STATE_WINDOW :]
-        embedded = linear(static, *self.embed["static_embed"])[:, None].expand(-1, window.shape[1], -1)
-        seen = torch.cat([window[..., :-10], embedded, linear(window[..., -10:], *self.embed["act_embed"])], -1)
-        hidden = self.gru(seen)[0][:, -1]
+        hidden = self.state_trunk(rows[:, -published.STATE_WINDOW :], static)
         vent = torch.sigmoid(linear(torch.relu(linear(hidden, *self.vent[0])), *self.vent[1]))
         features = torch.relu(linear(torch.cat([hidden, vent], -1), *self.linear["trans_pre"]))
         sigma = torch.exp(linear(features, *self.linear["log_sigma_head"]))
@@ -160,6 +162,31 @@ class Published:
         obs = self.axes.confine(self.axes.denormalize(z), torch.ones_like(z, dtype=torch.bool))
         new = torch.cat([self.axes.normalize(obs), state["mask"], action], -1)
         return {"rows": torch.cat([rows[:, 1:], new[:, None]], 1), "static": static, "mask": state["mask"], "obs": obs}
+
+    def outcome(self, state: Tensors) -> torch.Tensor:
+        """f32[N] probability of death within 90 days; the last action is taken to go on."""
+        hidden = self.outcome_trunk(state["rows"], state["static"])
+        return torch.sigmoid(linear(torch.relu(linear(hidden, *self.death[0])), *self.death[1]))[:, 0]
+
+
+class _Trunk:
+    """Embeddings and GRU."""
+
+    def __init__(self, trunk: Tensors) -> None:
+        self.embed = {n: (trunk[n]["kernel"].T, trunk[n]["bias"]) for n in ("static_embed", "act_embed")}
+        cells = [cell for _, cell in sorted(trunk["gru"]["cells"].items())]
+        hidden = len(cells[0]["weight_hh"])
+        self.gru = torch.nn.GRU(len(cells[0]["weight_ih"]), hidden, len(cells), batch_first=True)
+        with torch.no_grad():
+            for number, cell in enumerate(cells):
+                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                    getattr(self.gru, f"{name}_l{number}").copy_(cell[name].T if cell[name].ndim == 2 else cell[name])
+
+    def __call__(self, window: torch.Tensor, static: torch.Tensor) -> torch.Tensor:
+        """Rows f32[N,W,87], static f32[N,3] (z) -> f32[N,H] after the last."""
+        embedded = linear(static, *self.embed["static_embed"])[:, None].expand(-1, window.shape[1], -1)
+        seen = torch.cat([window[..., :-10], embedded, linear(window[..., -10:], *self.embed["act_embed"])], -1)
+        return self.gru(seen)[0][:, -1]
 
 
 def draw(count: int, rank: int) -> Tensors:

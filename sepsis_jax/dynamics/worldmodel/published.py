@@ -5,8 +5,8 @@ given after the observation. A network reads the last 6 (state) or 12 (outcome) 
 of zeros, which the GRU reads too.
 
 Training encodes the windows of the decisions that it looks at. A simulation moves on from one decision: `prepare`
-encodes all windows that hold it, up to the row whose action is still open, and each step advances those partial
-encodings by one row instead of reading six. What comes before the decision is thus encoded once a patient.
+encodes what the windows to come hold of the time before it, so that this is read once a patient, and each step goes
+on from there. What the first layer takes from a row is computed once for all windows that hold the row.
 """
 
 from __future__ import annotations
@@ -38,17 +38,19 @@ Layers = tuple[Any, ...]
 
 @struct.dataclass
 class Flight:
-    """Encodings of windows under way: all rows but the newest are read, since its action is not known yet.
+    """What the windows of a simulation share.
 
     Attributes:
-      state: 5 x Layers, windows of the next prediction and of the four after it. The one that begins with the newest
-        row has read nothing.
-      outcome: Layers, window of the outcome if one step is all that is simulated; of no use after more.
+      begun: 5 x Layers: the next window, and the four after it, after what each holds of the time before `prepare`;
+        zeros where that is nothing.
+      outcome: Layers, the outcome's window of the next step, but for its newest two rows.
+      projected: 5 x f32[3H], the first layer's part of the rows before the newest, in the state network.
       steps: i32[] since `prepare`.
     """
 
-    state: tuple[Layers, ...]
+    begun: tuple[Layers, ...]
     outcome: Layers
+    projected: tuple[jax.Array, ...]
     steps: Any
 
 
@@ -178,21 +180,25 @@ class PublishedNetwork(nnx.Module):
         """The same memory with windows in flight, for a simulation from here on."""
         state, outcome = self.state.trunk, self.outcome.trunk
         known = memory.rows[:-1]
-        under_way = [tuple(state.read(known[-read:], static)[-1]) for read in range(STATE_WINDOW - 1, 0, -1)]
+        begun = [tuple(state.read(known[-read:], static)[-1]) for read in range(STATE_WINDOW - 1, 0, -1)]
         last = tuple(outcome.read(known[2 - OUTCOME_WINDOW :], static)[-1])
-        return Window(memory.rows, memory.seen, Flight(tuple(under_way), last, jnp.int32(0)))
+        unread = (jnp.zeros_like(state.project(known[-1], static)),) * (STATE_WINDOW - 1)
+        return Window(memory.rows, memory.seen, Flight(tuple(begun), last, unread, jnp.int32(0)))
 
     def _fly(self, flight: Flight, row: jax.Array, static: jax.Array) -> Flight:
-        """After the newest row is complete: the first window has been used, another one begins."""
+        """After the newest row is complete: the next window has been used."""
         state, outcome = self.state.trunk, self.outcome.trunk
-        begun = (*flight.state[1:], tuple(state.gru.initial()))
+        begun = (*flight.begun[1:], tuple(state.gru.initial()))
         # Only the first step: a loop of no rounds costs nothing in a batch, where a choice would compute both sides.
         done = jnp.minimum(flight.steps, 1)
         last = jax.lax.fori_loop(
             done, 1, lambda _, hidden: outcome.advance(hidden, outcome.project(row, static)), flight.outcome
         )
-        projected = state.project(row, static)
-        return Flight(tuple(state.advance(hidden, projected) for hidden in begun), last, flight.steps + 1)
+        return Flight(begun, last, self._projected(flight, row, static)[1:], flight.steps + 1)
+
+    def _projected(self, flight: Flight, row: jax.Array, static: jax.Array) -> tuple[jax.Array, ...]:
+        """6 x f32[3H] of the next window, of which `row` is the newest."""
+        return (*flight.projected, self.state.trunk.project(row, static))
 
     def predict(
         self, memory: Window, static: jax.Array, z: jax.Array, action: jax.Array, key: jax.Array | None = None
@@ -202,8 +208,16 @@ class PublishedNetwork(nnx.Module):
         last = _complete(memory.rows[-1], action)
         if memory.flight is None:
             return self.state(jnp.concatenate([memory.rows[-STATE_WINDOW:-1], last[None]]), static, key)
-        trunk = self.state.trunk
-        return self.state.heads(trunk.advance(memory.flight.state[0], trunk.project(last, static))[-1])
+        own = STATE_WINDOW - 1 - jnp.minimum(memory.flight.steps, STATE_WINDOW - 1)
+        least, hidden = _least(own), memory.flight.begun[0]
+        for number, row in enumerate(self._projected(memory.flight, last, static)):
+
+            def read(hidden: Layers, number: int = number, row: jax.Array = row) -> Layers:
+                after = self.state.trunk.advance(hidden, row)
+                return jax.tree.map(partial(jnp.where, number < own), hidden, after)
+
+            hidden = jax.lax.cond(number < least, lambda hidden: hidden, read, hidden)
+        return self.state.heads(hidden[-1])
 
     def read(self, static: jax.Array, z: jax.Array, mask: jax.Array, action: jax.Array, key: Any = None) -> Window:
         """Memory after every step, leading T: z f32[T,F], mask bool[T,38], action before each f32[T,10]."""
@@ -229,6 +243,18 @@ class PublishedNetwork(nnx.Module):
             known, OUTCOME_WINDOW, lambda i, hidden: trunk.advance(hidden, trunk.project(rows[i], static)), begun
         )
         return self.outcome.head(read[-1])[None]
+
+
+@jax.custom_batching.custom_vmap
+def _least(number: jax.Array) -> jax.Array:
+    """The least of a whole batch, for all of it: a choice by it is one, not one for each of the batch."""
+    return number
+
+
+@_least.def_vmap
+def _least_of_batch(size: int, batched: list[bool], numbers: jax.Array) -> tuple[jax.Array, bool]:
+    del size
+    return _least(numbers.min() if batched[0] else numbers), False
 
 
 def _complete(row: jax.Array, action: jax.Array) -> jax.Array:
