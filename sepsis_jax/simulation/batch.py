@@ -99,7 +99,8 @@ def simulate(
     histories = jax.tree.map(np.asarray, histories)
     groups = layout.slots_of_cell(samples)
     mesh = Mesh(np.array(jax.local_devices()[: 1 if few else None]), (AXIS,))
-    most = min(layout.total // groups, math.ceil(len(patient) / mesh.size))
+    rounds = math.ceil(len(patient) / (layout.total // groups * mesh.size))
+    most = math.ceil(len(patient) / (rounds * mesh.size))  # cells of a job, so that all jobs are of one size
     parts = []
     for first in range(0, len(patient), most * mesh.size):
         cells = [slice(first + i * most, min(first + (i + 1) * most, len(patient))) for i in range(mesh.size)]
