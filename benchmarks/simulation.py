@@ -1,8 +1,9 @@
 """Speed of the batched simulation: `python benchmarks/simulation.py [--curves false] [--json FILE]`.
 
 A sim-step is one trajectory advanced 4 h by one member. The peers are the same networks with the same draws in PyTorch
-(benchmarks/torch_simulation.py), in f32: batched over all candidates and samples of a patient, or looping over single
-trajectories; with one and with two threads, whichever is faster. Ratios are medians over turns taken in the same run.
+(benchmarks/torch_simulation.py), in f32: batched over all candidates and samples of a patient, over the 25 candidates
+alone (`of25`), or looping over single trajectories; the latter two with one and with two threads, whichever is faster.
+Ratios are medians over turns taken in the same run.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, f
             for threads in (1, 2):
                 peer = _torch(path, h, threads)
                 cases[f"{name}_loop_h{h}_{threads}"] = (lambda peer=peer: [peer(1) for _ in range(10)], 10 * h)
+                cases[f"{name}_of25_h{h}_{threads}"] = (lambda peer=peer: [peer(25) for _ in range(10)], 250 * h)
     carry = partial(_ours, checkpoints.CARRY, episodes, patients, 12)
     cases["carry_h12"] = (carry(DEFAULT), steps * 12)
     cases["carry_bf16_h12"] = (carry(DEFAULT, precision="bfloat16"), steps * 12)
@@ -114,23 +116,25 @@ def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, f
     cases["gemm_xla"] = (lambda: jax.block_until_ready(product(square)), 2 * 1024**3)
     cases["gemm_torch"] = (lambda: dense @ dense, 2 * 1024**3)
     rate = {name: statistics.median(rates) for name, rates in _alternate(cases, turns).items()}
-    loop = {
-        f"{name}_h{h}": max(rate[f"{name}_loop_h{h}_1"], rate[f"{name}_loop_h{h}_2"])
-        for name, h in (("carry", 12), ("published", 12))
-    }
+    for name, h in (("carry", 12), ("published", 1), ("published", 12)):
+        for peer in ("loop", "of25"):
+            rate[f"{name}_{peer}_h{h}"] = max(rate.pop(f"{name}_{peer}_h{h}_{threads}") for threads in (1, 2))
     batched, flops = rate["carry_batched_h12"], 2 * _products(checkpoints.CARRY)
     return {
         "published_vs_torch_batched_h1": rate["published_core_h1"] / rate["published_batched_h1"],
-        "published_vs_loop_h12": rate["published_core_h12"] / loop["published_h12"],
+        "published_vs_loop_h12": rate["published_core_h12"] / rate["published_loop_h12"],
         "published_vs_torch_batched_h12": rate["published_core_h12"] / rate["published_batched_h12"],
-        "published_bf16_vs_loop_h12": rate["published_core_bf16_h12"] / loop["published_h12"],
+        "published_bf16_vs_loop_h12": rate["published_core_bf16_h12"] / rate["published_loop_h12"],
         "published_bf16_vs_torch_batched_h12": rate["published_core_bf16_h12"] / rate["published_batched_h12"],
-        "carry_vs_loop": rate["carry_h12"] / loop["carry_h12"],
+        "carry_vs_loop": rate["carry_h12"] / rate["carry_loop_h12"],
         "carry_vs_torch_batched": rate["carry_h12"] / batched,
-        "carry_core_vs_loop": rate["carry_core_h12"] / loop["carry_h12"],
+        "carry_core_vs_loop": rate["carry_core_h12"] / rate["carry_loop_h12"],
         "carry_core_vs_torch_batched": rate["carry_core_h12"] / batched,
         "carry_bf16_vs_torch_batched": rate["carry_bf16_h12"] / batched,
         "carry_core_bf16_vs_torch_batched": rate["carry_core_bf16_h12"] / batched,
+        "carry_core_vs_torch_of25": rate["carry_core_h12"] / rate["carry_of25_h12"],
+        "published_vs_torch_of25_h1": rate["published_core_h1"] / rate["published_of25_h1"],
+        "published_vs_torch_of25_h12": rate["published_core_h12"] / rate["published_of25_h12"],
         "gemm_fraction_xla": rate["carry_core_h12"] * flops / rate["gemm_xla"],
         "gemm_fraction_best": rate["carry_core_h12"] * flops / max(rate["gemm_xla"], rate["gemm_torch"]),
         "gemm_xla_gflops": rate["gemm_xla"] / 1e9,
