@@ -20,6 +20,7 @@ from sepsis_jax.data import store
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.data.store import Manifest
 from sepsis_jax.dynamics.patient.truth import Truth
+from sepsis_jax.dynamics.worldmodel import sharding
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import case_view, cohort, contenders, folds, groups, policy_table, safety, world_model
 from sepsis_jax.evaluation.discrimination import calibration
@@ -85,6 +86,7 @@ def main(argv: list[str]) -> None:
         if flags.what in ("all", "safety"):
             numbers |= _safety(settings, flags)
         if flags.what == "planner":
+            sharding.one_device_a_core()
             numbers |= _planner(settings, flags)
     if flags.json is not None:
         cli.write_json(flags.json, numbers)

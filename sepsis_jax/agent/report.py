@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from sepsis_jax import plotting
 from sepsis_jax.agent.case import HOURS_PER_STEP
-from sepsis_jax.agent.simulator import KEY_FEATURES
+from sepsis_jax.agent.simulator import ANSWER_FEATURES
 from sepsis_jax.clinical.features import FEATURES, INDEX, URINE
 
 _PAGES = Environment(loader=PackageLoader("sepsis_jax.agent"), undefined=StrictUndefined, autoescape=True)
@@ -86,7 +86,7 @@ def _fans(one: dict[str, Any]) -> Figure:
     lines = [(first["action"], plotting.CHOSEN, "chosen"), ([0, 0], plotting.UNTREATED, "no treatment")]
     if first["clinician"] not in (None, first["action"]):
         lines.insert(1, (first["clinician"], plotting.CLINICIAN, "clinician's"))
-    for axes, name in zip(grid.flat, KEY_FEATURES, strict=True):
+    for axes, name in zip(grid.flat, ANSWER_FEATURES, strict=True):
         values = np.array([d["obs"][name] for d in one["decisions"]])
         measured = [INDEX[name] == URINE or name in d["measured"] for d in one["decisions"]]
         plotting.observed(axes, hours, values, measured, label="lived")

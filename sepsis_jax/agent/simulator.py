@@ -23,7 +23,7 @@ from sepsis_jax.simulation.policy import probs_at
 from sepsis_jax.simulation.record import Record, Summarize, Summary, Trajectories
 from sepsis_jax.simulation.rollout import Trajectory
 
-KEY_FEATURES: tuple[str, ...] = ("meanbp", "heart_rate", "lactate", "creatinine", "output_4hourly", "spo2")
+ANSWER_FEATURES: tuple[str, ...] = ("meanbp", "heart_rate", "lactate", "creatinine", "output_4hourly", "spo2")
 """What an answer describes over time; every other feature stays in the simulation."""
 
 _LIVING_STREAM = 1  # the world a deviating case lives in must not be the one its candidates were judged with
@@ -39,7 +39,7 @@ class Foresight:
       death_90d: expected 90-day mortality.
       support: how often clinicians choose this action in states like this one (estimate).
       keeps_guideline: breaks neither G1 nor G2.
-      low, median, high: name of `KEY_FEATURES` -> H values (clinical units): 80 % interval and median.
+      low, median, high: name of `ANSWER_FEATURES` -> H values (clinical units): 80 % interval and median.
       map_below_65, lactate_falls, in_icu: H probabilities. sofa: H means.
     """
 
@@ -143,7 +143,7 @@ class BatchedSimulator:
         most = max(len(actions) for _, actions in requests)
         plans = np.stack([np.resize(actions, (most, 2)) for _, actions in requests])[:, :, None]
         samples, horizon = self._settings.samples, self._settings.horizon
-        summary: Summary = self._simulate(histories, plans, self._seed, Summarize(KEY_FEATURES), samples, horizon)
+        summary: Summary = self._simulate(histories, plans, self._seed, Summarize(ANSWER_FEATURES), samples, horizon)
         assert self._world.policy is not None
         support = probs_at(self._world.policy, self._policy_params, histories)
         allowed = keeps_guideline(histories)
@@ -192,7 +192,7 @@ def _foresight(
     index = int(encode(action))
 
     def band(number: int) -> dict[str, list[float]]:
-        return {name: one.quantile[:, i, number].tolist() for i, name in enumerate(KEY_FEATURES)}
+        return {name: one.quantile[:, i, number].tolist() for i, name in enumerate(ANSWER_FEATURES)}
 
     return Foresight(
         action=(int(action[0]), int(action[1])),

@@ -43,16 +43,17 @@ class GRUCell(nnx.Module):
 
     def project(self, x: jax.Array) -> jax.Array:
         """f32[...,in] -> f32[...,3H]: the input's part of the gates, for all steps at once."""
-        return self._product(x, self.weight_ih[...]) + jnp.reshape(self.bias_ih[...], (1,) * (x.ndim - 1) + (-1,))
+        return self.product(x, self.weight_ih[...]) + jnp.reshape(self.bias_ih[...], (1,) * (x.ndim - 1) + (-1,))
 
     def advance(self, hidden: jax.Array, projected: jax.Array) -> jax.Array:
         """f32[H], f32[3H] -> f32[H]."""
         reset_x, update_x, new_x = jnp.split(projected, 3)
-        reset_h, update_h, new_h = jnp.split(self._product(hidden, self.weight_hh[...]) + self.bias_hh[...], 3)
+        reset_h, update_h, new_h = jnp.split(self.product(hidden, self.weight_hh[...]) + self.bias_hh[...], 3)
         new = jnp.tanh(new_x + _sigmoid(reset_x + reset_h) * new_h)
         return new + _sigmoid(update_x + update_h) * (hidden - new)
 
-    def _product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
+    def product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
+        """f32[...,in], f32[in,out] -> f32[...,out], of operands rounded to `dtype`."""
         return jnp.matmul(x.astype(self.dtype), weight.astype(self.dtype), preferred_element_type=jnp.float32)
 
 

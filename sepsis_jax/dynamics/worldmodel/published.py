@@ -84,8 +84,16 @@ class Trunk(nnx.Module):
         return self.gru.unroll(self._inputs(rows, static), key)
 
     def project(self, row: jax.Array, static: jax.Array) -> jax.Array:
-        """f32[87] -> f32[3H]: what the first layer takes from one row, whatever window reads it."""
-        return self.gru.cells[0].project(self._inputs(row[None], static)[0])
+        """f32[87] -> [3H]: what the first layer takes from one row, whatever window reads it.
+
+        Embeddings are linear, so they are multiplied into the layer's weights, once for all trajectories.
+        """
+        cell, seen = self.gru.cells[0], len(row) - _ACTION
+        of_row, of_static, of_action = jnp.split(cell.weight_ih[...], [seen, seen + EMBEDDING])
+        kernel = [of_row, self.static_embed.kernel[...] @ of_static, self.act_embed.kernel[...] @ of_action]
+        bias = self.static_embed(jnp.zeros(len(STATICS))) @ of_static + self.act_embed(jnp.zeros(_ACTION)) @ of_action
+        x = jnp.concatenate([row[:seen], static, row[seen:]])
+        return cell.product(x, jnp.concatenate(kernel)) + (cell.bias_ih[...] + bias)
 
     def advance(self, hidden: Layers, projected: jax.Array) -> Layers:
         """After one more row."""
