@@ -7,11 +7,11 @@ import pandas as pd
 
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.errors import InputError
-from sepsis_jax.evaluation.bootstrap import patient_counts
 from sepsis_jax.evaluation.rows import MORTALITY, Row, class_row, mean_row
 from sepsis_jax.evaluation.scores import Labelled, Scores
 from sepsis_jax.evaluation.settings import EvaluationSettings
 from sepsis_jax.evaluation.world_model import cell
+from sepsis_jax.ope.bootstrap import patient_counts
 
 _AGES, _CHARLSON = (50, 65, 80), (3, 6, 9)
 _FIGURES = ("auroc", "ece", "bias")

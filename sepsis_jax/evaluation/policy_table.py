@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from sepsis_jax import files
-from sepsis_jax.evaluation.bootstrap import interval, patient_counts
 from sepsis_jax.evaluation.closed_loop import Played
+from sepsis_jax.ope.bootstrap import interval, patient_counts
 from sepsis_jax.policies.planner import PlannerSettings
 
 CLINICIANS = "clinicians"

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from sepsis_jax.clinical.features import NAMES
-from sepsis_jax.evaluation.bootstrap import interval, ratio_draws
 from sepsis_jax.evaluation.discrimination import Figure, auprc, auroc, brier, ece, in_the_large, rank
 from sepsis_jax.evaluation.effects import Comparison, Moments, correlation, slope
 from sepsis_jax.evaluation.scores import Labelled, Scores
+from sepsis_jax.ope.bootstrap import interval, ratio_draws
 
 Row = dict[str, Any]
 """metric, model, value, low, high (95 % interval), n, reason (why there is no value, else '')."""

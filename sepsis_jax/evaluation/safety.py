@@ -16,7 +16,7 @@ from sepsis_jax.clinical import guidelines
 from sepsis_jax.clinical.actions import ActionBins
 from sepsis_jax.clinical.guidelines import Thresholds
 from sepsis_jax.data.episodes import Episodes
-from sepsis_jax.evaluation.bootstrap import patient_counts, ratio_interval
+from sepsis_jax.ope.bootstrap import patient_counts, ratio_interval
 
 CLINICIANS, RAW_DOSES = "clinicians", "clinicians (raw doses)"
 

@@ -21,7 +21,6 @@ from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
 from sepsis_jax.evaluation import effects, oracle, rows
-from sepsis_jax.evaluation.bootstrap import patient_counts
 from sepsis_jax.evaluation.courses import Decisions, draw_decisions
 from sepsis_jax.evaluation.effects import Comparison
 from sepsis_jax.evaluation.one_step import analytic, sampled
@@ -30,6 +29,7 @@ from sepsis_jax.evaluation.rollouts import HOURS, roll_out
 from sepsis_jax.evaluation.rows import Row
 from sepsis_jax.evaluation.scores import Scores
 from sepsis_jax.evaluation.settings import EvaluationSettings
+from sepsis_jax.ope.bootstrap import patient_counts
 
 MODEL, PUBLISHED, PERSISTENCE, LINEAR, ORACLE = "model", "published", "persistence", "var", "oracle"
 """Models of a table: the evaluated one, the compared one, two baselines, the simulator at the true latent state."""

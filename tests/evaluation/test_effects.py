@@ -13,10 +13,10 @@ from toy import ToyDynamics, toy_params
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ALL_ACTIONS
 from sepsis_jax.dynamics.patient.cohort import simulate_cohort
 from sepsis_jax.evaluation import effects, oracle, rows
-from sepsis_jax.evaluation.bootstrap import patient_counts
 from sepsis_jax.evaluation.courses import draw_decisions
 from sepsis_jax.evaluation.effects import NAMES, compare
 from sepsis_jax.evaluation.effects import effects as effects_of
+from sepsis_jax.ope.bootstrap import patient_counts
 
 EPISODES = make_episodes(15, 5, seed=4)
 DECISIONS = draw_decisions(EPISODES, 20, ahead=0, seed=0)

@@ -9,7 +9,7 @@ from factories import make_episodes
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.evaluation import cohort, safety
-from sepsis_jax.evaluation.bootstrap import patient_counts, ratio_interval
+from sepsis_jax.ope.bootstrap import patient_counts, ratio_interval
 
 EPISODES = make_episodes(30, 6, seed=2)
 MAP, LACTATE = INDEX["meanbp"], INDEX["lactate"]

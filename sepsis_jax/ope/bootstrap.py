@@ -1,0 +1,99 @@
+"""Bootstrap by patient: whole patients are drawn, never steps or stays.
+
+Draws are rows of counts, so that all of them are one product of matrices. For off-policy estimates weights are
+normalised anew in every draw; the treating policy and the values Q are not fitted anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.scipy.special import ndtr, ndtri
+
+from sepsis_jax.ope.estimators import Terms, estimate
+
+
+def patient_counts(subject_id: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
+    """How often each stay counts in each bootstrap draw.
+
+    Args:
+      subject_id: int[B]; the stays of one patient are drawn together.
+      draws: R. seed: of the draw.
+
+    Returns:
+      f32[R,B].
+    """
+    patients, row = np.unique(subject_id, return_inverse=True)
+    chance = np.full(patients.size, 1 / patients.size)
+    counts = np.random.default_rng(seed).multinomial(patients.size, chance, size=draws)
+    return counts[:, row].astype(np.float32)
+
+
+def ratio_draws(numerator: np.ndarray, denominator: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """f[R] or f[R,K]: sum(numerator) / sum(denominator), both f[B] or f[B,K], in draws f32[R,B]; NaN for x / 0."""
+    above, below = counts @ np.asarray(numerator, np.float32), counts @ np.asarray(denominator, np.float32)
+    return np.divide(above, below, out=np.full(above.shape, np.nan, np.float32), where=below > 0)
+
+
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of f[R]; draws of NaN do not count, and without any other it is NaN."""
+    finite = draws[np.isfinite(draws)]
+    if not finite.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(finite, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of sum(numerator) / sum(denominator), both f[B], over draws f32[R,B].
+
+    NaN where no draw has anything in the denominator.
+    """
+    return interval(ratio_draws(numerator, denominator, counts))
+
+
+def bca_interval(draws: np.ndarray, value: float, without: np.ndarray) -> tuple[float, float]:
+    """95 % interval, corrected for bias and skewness (Efron 1987, J Am Stat Assoc 82:171), of f[R].
+
+    Args:
+      value: the estimate. without: f[P] the estimate without each patient.
+    """
+    finite = np.asarray(draws, np.float64)[np.isfinite(draws)]
+    if not finite.size or not np.isfinite(value):
+        return float("nan"), float("nan")
+    apart = np.nanmean(without) - np.asarray(without, np.float64)
+    spread = np.nansum(apart**2)
+    bend = np.nansum(apart**3) / (6 * spread**1.5) if spread > 0 else 0.0
+    below = np.clip(np.mean(finite < value), 0.5 / finite.size, 1 - 0.5 / finite.size)
+    shift = float(ndtri(below)) + np.asarray(ndtri(np.array([0.025, 0.975])))
+    low, high = np.quantile(finite, np.asarray(ndtr(float(ndtri(below)) + shift / (1 - bend * shift))))
+    return float(low), float(high)
+
+
+@jax.jit
+def draw(each: Terms, scale: jax.Array, counts: jax.Array) -> dict[str, jax.Array]:
+    """f[R] of every estimator, from Terms with leading B, their scale f[T], and counts f[R,B]."""
+    flat, one = _columns(each)
+    return jax.vmap(lambda row: estimate(one(row), scale))(counts @ flat)
+
+
+@jax.jit
+def leave_out(each: Terms, scale: jax.Array, patient: jax.Array) -> dict[str, jax.Array]:
+    """f[B] of every estimator without the stays of patient p, whose number below B is `patient` i32[B] of each stay.
+
+    Numbers that no patient has leave nothing out.
+    """
+    flat, one = _columns(each)
+    of_patient = jnp.zeros_like(flat).at[patient].add(flat)
+    whole = flat.sum(axis=0)
+    return jax.vmap(lambda row: estimate(one(whole - row), scale))(of_patient)
+
+
+def _columns(each: Terms) -> tuple[jax.Array, Callable[[jax.Array], Terms]]:
+    """f[B,C], and what makes Terms without leading axes of f[C]."""
+    _, one = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], each))
+    return jax.vmap(lambda row: ravel_pytree(row)[0])(each), one

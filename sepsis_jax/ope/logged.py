@@ -1,0 +1,136 @@
+"""What is evaluated on: recorded decisions with their rewards, and what a policy would have done at each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from flax import struct
+
+from sepsis_jax.clinical import sofa
+from sepsis_jax.clinical.actions import NUM_ACTIONS, encode
+from sepsis_jax.clinical.features import INDEX
+from sepsis_jax.clinical.reward import Reward
+from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.errors import InputError
+
+_SUM = 1e-4  # by how much probabilities may miss 1
+
+
+@struct.dataclass
+class Logged:
+    """B stays of at most T decisions; what stands at or beyond `length` is not looked at.
+
+    Attributes:
+      action: i32[B,T] ids 0 to 24. reward: f[B,T]. length: i32[B].
+      behaviour: f[B,T] probability of `action` under the treating policy.
+      subject_id: i32[B], whose stay it is. gamma: discount per step.
+    """
+
+    action: Any
+    reward: Any
+    length: Any
+    behaviour: Any
+    subject_id: Any
+    gamma: float = struct.field(pytree_node=False, default=1.0)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """bool[B,T]: decisions, not padding."""
+        return np.arange(np.shape(self.action)[1]) < np.asarray(self.length)[:, None]
+
+
+@struct.dataclass
+class Target:
+    """A policy at the recorded decisions, and what a model of its values says (zeros without a model).
+
+    Attributes:
+      probability: f[B,T] of the action given. q: f[B,T] value of that action. v: f[B,T] value of the state.
+    """
+
+    probability: Any
+    q: Any
+    v: Any
+
+
+def log(episodes: Episodes, behaviour: np.ndarray, reward: Reward) -> Logged:
+    """Recorded stays with the rewards that they earned.
+
+    Args:
+      behaviour: f[B,T,25] probabilities of the treating policy.
+      reward: its terminal part is paid by the recorded 90-day mortality.
+
+    Raises:
+      InputError: no stays, an unknown outcome where it is paid, probabilities that are none, an action that was given
+        with probability 0, or a reward that is not a number.
+    """
+    if not episodes.num_stays:
+        raise InputError("episodes", expected="stays to evaluate on", found="none")
+    died = np.asarray(episodes.mortality_90d)
+    if reward.pays_outcome and (died < 0).any():
+        hint = "evaluate on the stays whose outcome is known, or with a reward without outcome"
+        raise InputError(
+            "episodes", field="mortality_90d", expected="0 or 1", found=f"{(died < 0).sum()} unknown", hint=hint
+        )
+    paid = reward.episode(
+        recorded_sofa(episodes, reward), episodes.obs[..., INDEX["lactate"]], episodes.length, np.maximum(died, 0)
+    )
+    action = np.asarray(encode(episodes.action), np.int32)
+    check_probabilities("behaviour", behaviour, episodes.valid)
+    given = np.take_along_axis(np.asarray(behaviour), action[..., None], -1)[..., 0]
+    found = Logged(action, np.asarray(paid), episodes.length, given, episodes.subject_id, reward.gamma)
+    check(found)
+    return found
+
+
+def check(logged: Logged) -> None:
+    """Raises InputError where `logged` holds no stays, an impossible action, or a reward that is not a number."""
+    valid = logged.valid
+    if not valid.any(axis=1).all() or not len(valid):
+        raise InputError("logged", field="length", expected="at least one decision in each of some stays", found="none")
+    impossible = valid & ~(np.asarray(logged.behaviour) > 0)
+    if impossible.any():
+        row, step = np.argwhere(impossible)[0]
+        found = f"{impossible.sum()} without, the first at stay {row}, step {step}"
+        hint = "smooth the estimate: an action that was given was possible"
+        raise InputError("behaviour", expected="a probability above 0 for every action given", found=found, hint=hint)
+    if not np.isfinite(np.asarray(logged.reward)[valid]).all():
+        row, step = np.argwhere(valid & ~np.isfinite(logged.reward))[0]
+        raise InputError("reward", expected="numbers", found=f"{logged.reward[row, step]} at stay {row}, step {step}")
+
+
+def target(logged: Logged, probs: np.ndarray, q: np.ndarray | None = None, *, name: str = "policy") -> Target:
+    """A policy of probabilities f[B,T,25], with the values f[B,T,25] of its actions.
+
+    Raises:
+      InputError: `probs` are no probabilities.
+    """
+    valid = logged.valid
+    check_probabilities(name, probs, valid)
+    index = np.asarray(logged.action)[..., None]
+    given = np.take_along_axis(np.asarray(probs), index, -1)[..., 0]
+    if q is None:
+        return Target(given, np.zeros_like(given), np.zeros_like(given))
+    taken, mean = np.take_along_axis(np.asarray(q), index, -1)[..., 0], (probs * q).sum(axis=-1)
+    return Target(given, np.where(valid, taken, 0.0), np.where(valid, mean, 0.0))
+
+
+def check_probabilities(name: str, probs: np.ndarray, valid: np.ndarray) -> None:
+    """Raises InputError unless f[B,T,25] are probabilities wherever `valid` bool[B,T]."""
+    if np.shape(probs) != (*valid.shape, NUM_ACTIONS):
+        raise InputError(name, expected=f"shape {(*valid.shape, NUM_ACTIONS)}", found=np.shape(probs))
+    rows = np.asarray(probs)[valid]
+    wrong = ~((rows >= 0).all(axis=-1) & (np.abs(rows.sum(axis=-1) - 1) < _SUM))
+    if wrong.any():
+        first, (row, step) = rows[wrong][0], np.argwhere(valid)[np.flatnonzero(wrong)[0]]
+        found = f"a sum of {first.sum():g}, least {first.min():g}, at stay {row}, step {step}"
+        raise InputError(name, expected="25 probabilities that sum to 1", found=found)
+
+
+def recorded_sofa(episodes: Episodes, reward: Reward) -> np.ndarray:
+    """f32[B,T] SOFA of the version that `reward` names, as the record has it."""
+    if reward.sofa == "proper":
+        return np.asarray(episodes.sofa)
+    before = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)[..., 0]
+    day = sofa.urine_so_far(episodes.obs[..., INDEX["output_4hourly"]])
+    return np.asarray(sofa.published(episodes.obs, before, day, episodes.ventilated))
