@@ -57,7 +57,8 @@ def log_weights(logged: Logged, target: Target) -> jax.Array:
         ratio = jnp.log(target.probability) - jnp.log(logged.behaviour)
         return jnp.cumsum(jnp.where(_runs(logged), ratio, 0.0))
 
-    return jax.vmap(of_stay)(*_arrays(logged, target))
+    stays, policy = _arrays(logged, target)
+    return jax.vmap(of_stay)(stays, policy)
 
 
 def terms(logged: Logged, target: Target, log_clip: float | jax.Array = jnp.inf) -> tuple[Terms, jax.Array]:
@@ -87,7 +88,8 @@ def terms(logged: Logged, target: Target, log_clip: float | jax.Array = jnp.inf)
             start=v[0],
         )
 
-    return jax.vmap(of_stay)(*_arrays(logged, target), log_w), scale
+    stays, policy = _arrays(logged, target)
+    return jax.vmap(of_stay)(stays, policy, log_w), scale
 
 
 def _arrays(logged: Logged, target: Target) -> Any:

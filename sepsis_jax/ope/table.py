@@ -1,0 +1,149 @@
+"""Many policies on many estimators: values, intervals, and whether they can be believed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from sepsis_jax.clinical.reward import Reward
+from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.errors import InputError
+from sepsis_jax.ope import bootstrap, logged
+from sepsis_jax.ope.diagnostics import Diagnosis, diagnose
+from sepsis_jax.ope.estimators import ESTIMATORS, estimate, log_weights, terms
+from sepsis_jax.ope.logged import Logged, Target
+
+WITH_VALUES = ("dm", "dr", "wdr")
+"""Estimators that need a model of values."""
+Kind = Literal["percentile", "bca"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What one estimator says of one policy.
+
+    Attributes:
+      value: NaN where nothing has weight. se: standard deviation of the bootstrap draws. low, high: 95 % interval.
+      diagnosis: of the weights; `dm` uses none, so it is as reliable as its model, which nothing here can tell.
+    """
+
+    value: float
+    se: float
+    low: float
+    high: float
+    diagnosis: Diagnosis
+
+
+def evaluate_policies(
+    episodes: Episodes,
+    policies: Mapping[str, np.ndarray],
+    behaviour: np.ndarray,
+    reward: Reward,
+    estimators: Sequence[str] = ("wis", "wpdis"),
+    *,
+    q: Mapping[str, np.ndarray] | None = None,
+    clip: float = np.inf,
+    draws: int = 2000,
+    kind: Kind = "percentile",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row a policy and estimator: see `Estimate` and `Diagnosis` for the columns.
+
+    Args:
+      policies: name -> f[B,T,25] probabilities at the recorded decisions.
+      behaviour: f[B,T,25] of the treating policy.
+      estimators: names of `estimators.ESTIMATORS`.
+      q: name -> f[B,T,25] values of the actions under that policy (`WITH_VALUES` need them).
+      clip: largest weight w_t.
+      draws: of the patient bootstrap. kind: of interval. seed: of the draws.
+
+    Raises:
+      InputError: see `logged.log` and `logged.target`; an unknown estimator, or one without the values that it needs.
+    """
+    check_estimators(estimators, policies, q)
+    data = logged.log(episodes, behaviour, reward)
+    targets = {
+        name: logged.target(data, probs, None if q is None else q.get(name), name=name)
+        for name, probs in policies.items()
+    }
+    found = evaluate(data, targets, clip=clip, draws=draws, kind=kind, seed=seed)
+    rows = []
+    for name, of_policy in found.items():
+        for estimator in estimators:
+            one = of_policy[estimator]
+            numbers = {key: getattr(one, key) for key in ("value", "se", "low", "high")}
+            diagnosis = {
+                key: getattr(one.diagnosis, key) for key in ("stays", "ess", "max_share", "reliable", "reason")
+            }
+            rows.append({"policy": name, "estimator": estimator} | numbers | diagnosis)
+    return pd.DataFrame(rows)
+
+
+def check_estimators(
+    estimators: Sequence[str], policies: Mapping[str, np.ndarray], q: Mapping[str, np.ndarray] | None
+) -> None:
+    """Raises InputError for an unknown estimator, or for one that needs values where a policy has none."""
+    for name in estimators:
+        if name not in ESTIMATORS:
+            raise InputError("estimators", expected=f"some of {', '.join(ESTIMATORS)}", found=repr(name))
+    without = [name for name in policies if q is None or name not in q]
+    if without and (needing := [name for name in estimators if name in WITH_VALUES]):
+        expected = f"values of every policy for {', '.join(needing)}"
+        raise InputError("q", expected=expected, found=f"none for {', '.join(without)}", hint="fit them (`ope.fqe`)")
+
+
+def evaluate(
+    data: Logged,
+    targets: Mapping[str, Target],
+    *,
+    clip: float = np.inf,
+    draws: int = 2000,
+    kind: Kind = "percentile",
+    seed: int = 0,
+) -> dict[str, dict[str, Estimate]]:
+    """Every estimator (policy -> estimator -> Estimate); the policies share the draws, so they can be compared.
+
+    Args:
+      data: checked (`logged.check`). For the others see `evaluate_policies`.
+    """
+    counts = bootstrap.patient_counts(np.asarray(data.subject_id), draws=draws, seed=seed)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *targets.values())
+    _, patient = np.unique(data.subject_id, return_inverse=True)
+    with_jackknife = kind == "bca"
+    found = _all(data, stacked, jnp.log(clip), jnp.asarray(counts), patient.astype(np.int32), with_jackknife)
+    log_w, values, drawn, without = jax.tree.map(np.asarray, found)
+    table: dict[str, dict[str, Estimate]] = {}
+    for number, name in enumerate(targets):
+        diagnosis = diagnose(log_w[number], data.subject_id)
+        table[name] = {}
+        for estimator in ESTIMATORS:
+            value, one = float(values[estimator][number]), drawn[estimator][number]
+            if with_jackknife:
+                low, high = bootstrap.bca_interval(one, value, without[estimator][number][: patient.max() + 1])
+            else:
+                low, high = bootstrap.interval(one)
+            spread = float(np.nanstd(one)) if np.isfinite(one).any() else float("nan")
+            table[name][estimator] = Estimate(value, spread, low, high, diagnosis)
+    return table
+
+
+@partial(jax.jit, static_argnames="with_jackknife")
+def _all(
+    data: Logged, targets: Target, log_clip: jax.Array, counts: jax.Array, patient: jax.Array, with_jackknife: bool
+) -> tuple[Any, ...]:
+    """log w_t f[P,B,T], and of every estimator: values f[P], draws f[P,R], and without each patient f[P,B] or {}."""
+
+    def one(target: Target) -> tuple[Any, ...]:
+        each, scale = terms(data, target, log_clip)
+        total = jax.tree.map(lambda leaf: leaf.sum(axis=0), each)
+        without = bootstrap.leave_out(each, scale, patient) if with_jackknife else {}
+        return log_weights(data, target), estimate(total, scale), bootstrap.draw(each, scale, counts), without
+
+    return jax.lax.map(one, targets)
