@@ -101,11 +101,15 @@ def fit(settings: ClinicianSettings, episodes: Episodes, scaler: Scaler, key: ja
 def _decisions(episodes: Episodes, scaler: Scaler) -> tuple[jax.Array, jax.Array]:
     """Network inputs f32[N,_INPUTS] and action ids i32[N] of all recorded decisions."""
     valid = episodes.valid
+    return jnp.asarray(decision_inputs(episodes, scaler)[valid]), actions.encode(episodes.action[valid])
+
+
+def decision_inputs(episodes: Episodes, scaler: Scaler) -> np.ndarray:
+    """f32[B,T,91]: what is known at each decision: observations, masks, statics, what was given before, and time."""
     previous = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)
-    step = np.broadcast_to(np.arange(episodes.num_steps), valid.shape)
-    static = np.broadcast_to(scaler.normalize_static(episodes.static)[:, None], (*valid.shape, 3))
-    arrays = (episodes.obs, episodes.mask, static, previous, step)
-    return _inputs(scaler, *(jnp.asarray(array[valid]) for array in arrays)), actions.encode(episodes.action[valid])
+    step = np.broadcast_to(np.arange(episodes.num_steps), episodes.valid.shape)
+    static = np.broadcast_to(scaler.normalize_static(episodes.static)[:, None], (*step.shape, 3))
+    return np.asarray(_inputs(scaler, episodes.obs, episodes.mask, static, previous, step))
 
 
 def fitted_probs(clinician: Clinician, params: Any, episodes: Episodes) -> np.ndarray:
