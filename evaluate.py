@@ -67,6 +67,9 @@ class Flags:
             raise InputError("--folds", expected="0, or 2 and more", found=self.folds)
         if self.case is not None and (self.compare or self.by is not None):
             raise InputError("--case", expected="no --compare or --by", found="one of them")
+        others = self.by is not None or self.compare or self.case is not None or self.folds
+        if self.what == "planner" and others:
+            raise InputError("--what planner", expected="no --by, --compare, --case or --folds", found="one of them")
         if self.folds and (self.checkpoint or self.compare or self.case is not None):
             raise InputError("--folds", expected="no --checkpoint, --compare or --case", found="one of them")
 

@@ -10,7 +10,7 @@ import dataclasses
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -64,7 +64,7 @@ class Flags:
     features: str = ",".join(sweep.KEY_FEATURES)
     steps: str | None = None
     stays: str | None = None
-    split: str | None = None
+    split: Literal["train", "validation", "test"] | None = None
     memory: float = 4.0
     precision: Precision = "float32"
     seed: int = 0
@@ -83,6 +83,8 @@ class Flags:
             if names.count(name) > 1:
                 raise InputError("--features", expected="each name once", found=f"{name} twice")
         check_range(self, "command line", seed=SEEDS)
+        if self.hold > self.horizon:
+            raise InputError("--hold", expected=f"at most --horizon, {self.horizon}", found=self.hold)
 
 
 def main(argv: list[str]) -> None:
@@ -90,13 +92,13 @@ def main(argv: list[str]) -> None:
     sharding.one_device_a_core()
     sharding.join_processes()
     out = flags.out or settings.run / "sweep.zarr"
-    store = Unfinished(out)
+    store, episodes = Unfinished(out), flags.episodes or settings.episodes
     if sharding.is_first():
-        store.check(resume=flags.resume)
-    loaded = pipeline.load(settings, flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint)
+        _check_places(flags, store, episodes)
+    loaded = pipeline.load(settings, episodes, flags.checkpoint or settings.checkpoint)
     plan = _plan(flags, loaded)
-    if sharding.is_first() and (flags.dry_run or not flags.resume):
-        _announce(plan, out)
+    if sharding.is_first() and (flags.dry_run or not store.folder.exists()):
+        _announce(plan, store.out)
     if flags.dry_run:
         return
     if sharding.is_first():
@@ -111,6 +113,18 @@ def main(argv: list[str]) -> None:
             _figures(store.out)
         cli.console.print(f"Sweep: {out}")
     _wait_for_all("finished")
+
+
+def _check_places(flags: Flags, store: Unfinished, episodes: Path) -> None:
+    """InputError where something would be overwritten, or could not be written after hours."""
+    store.check(resume=flags.resume)
+    if episodes.resolve() in store.out.parents:
+        raise InputError(
+            store.out, expected="a place outside the episodes", found=episodes, hint="choose another --out"
+        )
+    figures = _figures_of(store.out)
+    if flags.figures and figures.exists() and not figures.is_dir():
+        raise InputError(figures, expected="a folder for --figures", found="a file", hint="move it away")
 
 
 def _wait_for_all(name: str) -> None:
@@ -139,15 +153,22 @@ def _plan(flags: Flags, loaded: pipeline.Loaded) -> Sweep:
         clinician_params=loaded.policy_params,
         episodes=stays,
         steps=tuple(steps),
-        candidates=candidates.parse(flags.candidates, min(flags.hold, flags.horizon), policies, "clinician"),
+        candidates=candidates.parse(flags.candidates, flags.hold, policies, "clinician"),
         record=record,
         samples=flags.samples,
         horizon=flags.horizon,
         seed=flags.seed,
         block=batch.block_for(flags.memory, record, loaded.model.members, flags.samples, flags.horizon),
     )
-    if not plan.decisions():
-        raise InputError("--steps", expected="a decision of some stay", found="none")
+    longest = int(np.max(stays.length, initial=0))
+    if plan.steps[-1] >= longest and flags.steps is not None:
+        raise InputError("--steps", expected=f"decisions of some stay, 0 to {longest - 1}", found=plan.steps[-1])
+    for group in plan.candidates:
+        if group.plans.shape[1] > flags.horizon:
+            found = f"{group.plans.shape[1]} in {group.names[0]!r}"
+            raise InputError(
+                flags.candidates, expected=f"plans of at most --horizon, {flags.horizon} steps", found=found
+            )
     return plan
 
 
@@ -159,7 +180,8 @@ def _stays(flags: Flags, episodes: Episodes) -> Episodes:
     known = set(np.asarray(chosen.stay_id).tolist())
     for stay in wanted:
         if stay not in known:
-            raise InputError("--stays", expected="ids of stays in the store", found=stay)
+            where = "the store" if flags.split is None else f"its {flags.split} split"
+            raise InputError("--stays", expected=f"ids of stays in {where}", found=stay)
     return chosen.take(np.isin(np.asarray(chosen.stay_id), wanted))
 
 
@@ -168,8 +190,9 @@ def _numbers(flag: str, text: str) -> list[int]:
         numbers = sorted({int(word) for word in text.split(",")})
     except ValueError as error:
         raise InputError(flag, expected="whole numbers separated by commas", found=text) from error
-    if numbers[0] < 0:
-        raise InputError(flag, expected="0 or more", found=numbers[0])
+    if numbers[0] < 0 or numbers[-1] >= 2**31:
+        wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
+        raise InputError(flag, expected=f"0 to {2**31 - 1}", found=wrong)
     return numbers
 
 
@@ -201,6 +224,7 @@ def _identity(flags: Flags, loaded: pipeline.Loaded, plan: Sweep) -> dict[str, A
     return {
         **{name: getattr(flags, name) for name in numbers},
         "names": list(plan.names),
+        "plans": digest([group.plans for group in plan.candidates]),
         "stays": digest(dataclasses.replace(plan.episodes, propensity=None)),
         "block": plan.block,
         "source": loaded.manifest.source,
@@ -243,6 +267,10 @@ def _summary(out: Path) -> None:
     cli.console.print("Research software, not for care.")
 
 
+def _figures_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.figures")
+
+
 def _figures(out: Path) -> None:
     """What needs all 25 actions is left out where the candidates are others."""
     found = xr.open_zarr(out, consolidated=False)
@@ -260,7 +288,7 @@ def _figures(out: Path) -> None:
     else:
         cli.console.print("Maps and effects are left out: they need all 25 actions.")
     figures["fans"] = plotting.sweep_fans(found, episode, step, labels[:3])
-    folder = out.with_name(f"{out.name}.figures")
+    folder = _figures_of(out)
     for name, figure in figures.items():
         files.write(folder / f"{name}.png", plotting.png(figure))
     cli.console.print(f"Figures: {folder}")

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from sepsis_jax import files
+from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation.closed_loop import Played
 from sepsis_jax.ope.bootstrap import interval, patient_counts
 from sepsis_jax.policies.planner import PlannerSettings
@@ -56,8 +58,12 @@ def kept(folder: Path, name: str, depends: Any, compute: Callable[[], Played]) -
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()[:16]
     file = folder / f"{slug(name)}-{digest}.npz"
     if file.is_file():
-        with np.load(file) as arrays:
-            return Result(**arrays)
+        try:
+            with np.load(file) as arrays:
+                return Result(**arrays)
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            hint = "remove it, and the policy is played again"
+            raise InputError(file, expected="a finished policy", found=type(error).__name__, hint=hint) from error
     before = time.monotonic()
     found = Result.of(compute(), time.monotonic() - before)
     buffer = io.BytesIO()

@@ -62,15 +62,16 @@ def bca_interval(draws: np.ndarray, value: float, without: np.ndarray) -> tuple[
     Args:
       value: the estimate. without: f[P] the estimate without each patient.
     """
-    finite = np.asarray(draws, np.float64)[np.isfinite(draws)]
-    if not finite.size or not np.isfinite(value):
+    finite, rest = (np.asarray(found, np.float64)[np.isfinite(found)] for found in (draws, without))
+    if not finite.size or not rest.size or not np.isfinite(value):
         return float("nan"), float("nan")
-    apart = np.nanmean(without) - np.asarray(without, np.float64)
-    spread = np.nansum(apart**2)
-    bend = np.nansum(apart**3) / (6 * spread**1.5) if spread > 0 else 0.0
+    apart = rest.mean() - rest
+    spread = (apart**2).sum()
+    bend = (apart**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
     below = np.clip(np.mean(finite < value), 0.5 / finite.size, 1 - 0.5 / finite.size)
     shift = float(ndtri(below)) + np.asarray(ndtri(np.array([0.025, 0.975])))
-    low, high = np.quantile(finite, np.asarray(ndtr(float(ndtri(below)) + shift / (1 - bend * shift))))
+    room = np.maximum(1 - bend * shift, 1e-6)  # so skewed that the correction would turn round: the end of the draws
+    low, high = np.quantile(finite, np.asarray(ndtr(float(ndtri(below)) + shift / room)))
     return float(low), float(high)
 
 
@@ -81,16 +82,19 @@ def draw(each: Terms, scale: jax.Array, counts: jax.Array) -> dict[str, jax.Arra
     return jax.vmap(lambda row: estimate(one(row), scale))(counts @ flat)
 
 
-@jax.jit
-def leave_out(each: Terms, scale: jax.Array, patient: jax.Array) -> dict[str, jax.Array]:
-    """f[B] of every estimator without the stays of patient p, whose number below B is `patient` i32[B] of each stay.
+def leave_out(each: Terms, scale: jax.Array, subject_id: np.ndarray) -> dict[str, np.ndarray]:
+    """f[P] of every estimator without each patient.
 
-    Numbers that no patient has leave nothing out.
+    Args:
+      each: Terms with leading B. scale: f[T] of their weights. subject_id: [B].
     """
+    patients, row = np.unique(subject_id, return_inverse=True)
     flat, one = _columns(each)
-    of_patient = jnp.zeros_like(flat).at[patient].add(flat)
-    whole = flat.sum(axis=0)
-    return jax.vmap(lambda row: estimate(one(whole - row), scale))(of_patient)
+    columns = np.asarray(flat, np.float64)  # since the heaviest patient is subtracted from a sum of little else
+    of_patient = np.zeros((patients.size, columns.shape[1]))
+    np.add.at(of_patient, row, columns)
+    rest = jnp.asarray((columns.sum(axis=0) - of_patient).astype(flat.dtype))
+    return jax.tree.map(np.asarray, jax.vmap(lambda row: estimate(one(row), scale))(rest))
 
 
 def _columns(each: Terms) -> tuple[jax.Array, Callable[[jax.Array], Terms]]:

@@ -1,7 +1,7 @@
 """Whether an estimate can be believed: how many stays it rests on.
 
 The effective sample size is (sum w)^2 / sum w^2 (Kong 1992). An estimate is called reliable if it is at least 50 and
-5 % of the stays, and if no stay holds more than 10 % of the weight.
+5 % of the stays, and if no patient holds more than 10 % of the weight.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Diagnosis:
     """Of the weights w_{T-1} of B stays under one policy.
 
     Attributes:
-      stays: B. patients: P. ess: effective stays. max_share: of the heaviest stay in all weight.
+      stays: B. patients: P. ess: effective stays. max_share: of the heaviest patient in all weight.
       ess_at: f[T] effective stays by step, with what has ended counted at its last weight.
       histogram: int[14] stays by weight, from none (0) and below 10^-6 to above 10^6.
       reliable: whether the estimates can be believed. reason: why not; empty where they can.
@@ -37,17 +37,19 @@ class Diagnosis:
 
 
 def diagnose(log_w: np.ndarray, subject_id: np.ndarray) -> Diagnosis:
-    """From log w_t f[B,T], as `estimators.log_weights` gives them."""
-    log_w = np.asarray(log_w, np.float64)
+    """From log w_t f[B,T], as `estimators.log_weights` gives them; ValueError for weights that are no numbers."""
+    log_w, (_, patient) = np.asarray(log_w, np.float64), np.unique(subject_id, return_inverse=True)
+    if np.isnan(log_w).any() or (log_w == np.inf).any():
+        raise ValueError("expected weights below infinity; `logged.check` says where they are not")
     largest = log_w.max(axis=0)
     weight = np.exp(log_w - np.where(np.isfinite(largest), largest, 0.0))
     total, squares = weight.sum(axis=0), (weight**2).sum(axis=0)
     ess_at = np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)
     last = weight[:, -1]
-    share = float(last.max() / total[-1]) if total[-1] > 0 else 1.0
+    share = float(np.bincount(patient, last).max() / total[-1]) if total[-1] > 0 else 1.0
     with np.errstate(divide="ignore"):
         histogram = np.bincount(np.digitize(log_w[:, -1] / np.log(10), EDGES), minlength=EDGES.size + 1)
-    stays, patients = len(log_w), len(np.unique(subject_id))
+    stays, patients = len(log_w), int(patient.max()) + 1
     reason = _reason(stays, patients, float(ess_at[-1]), share)
     return Diagnosis(stays, patients, float(ess_at[-1]), share, ess_at, histogram, not reason, reason)
 
@@ -56,8 +58,8 @@ def _reason(stays: int, patients: int, ess: float, share: float) -> str:
     if patients < 2:
         return "one patient"
     least = max(LEAST_ESS, LEAST_SHARE * stays)
-    if ess < least:
+    if not ess >= least:
         return f"ESS {ess:.3g} of {stays} stays, below {least:.3g}"
-    if share > MOST_WEIGHT:
-        return f"one stay holds {100 * share:.3g} % of the weight"
+    if not share <= MOST_WEIGHT:
+        return f"one patient holds {100 * share:.3g} % of the weight"
     return ""

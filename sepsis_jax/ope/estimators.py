@@ -14,7 +14,7 @@ seem to hold it, and nothing else speaks for it.
 
 Each estimator is linear in what stays add up to, or a sum of quotients of it. A bootstrap draw is then one more row of
 counts in one product of matrices (`bootstrap`). Weights are held relative to the largest of their step, so
-that nothing overflows.
+that quotients never overflow; means of weights beyond the range of numbers are infinite.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def _wdr(total: Terms, scale: jax.Array) -> jax.Array:
 
 def _alive(total: Terms, scale: jax.Array) -> jax.Array:
     del scale
-    return jnp.where(total.alive > 0, _divide(total.paid, total.alive), 0.0).sum()
+    after_all = (total.alive == 0) & (total.weight > 0)
+    return jnp.where(after_all, 0.0, _divide(total.paid, total.alive)).sum()
 
 
 Estimator = Callable[[Terms, jax.Array], jax.Array]

@@ -67,11 +67,11 @@ def log(episodes: Episodes, behaviour: np.ndarray, reward: Reward) -> Logged:
     if not episodes.num_stays:
         raise InputError("episodes", expected="stays to evaluate on", found="none")
     died = np.asarray(episodes.mortality_90d)
-    if reward.pays_outcome and (died < 0).any():
+    unknown = (died != 0) & (died != 1)
+    if reward.pays_outcome and unknown.any():
         hint = "evaluate on the stays whose outcome is known, or with a reward without outcome"
-        raise InputError(
-            "episodes", field="mortality_90d", expected="0 or 1", found=f"{(died < 0).sum()} unknown", hint=hint
-        )
+        others = f"{unknown.sum()} others, the first {died[unknown][0]}"
+        raise InputError("episodes", field="mortality_90d", expected="0 or 1", found=others, hint=hint)
     paid = reward.episode(
         recorded_sofa(episodes, reward), episodes.obs[..., INDEX["lactate"]], episodes.length, np.maximum(died, 0)
     )
@@ -85,13 +85,29 @@ def log(episodes: Episodes, behaviour: np.ndarray, reward: Reward) -> Logged:
 
 def check(logged: Logged) -> None:
     """Raises InputError where `logged` holds no stays, an impossible action, or a reward that is not a number."""
+    shape, length = np.shape(logged.action), np.asarray(logged.length)
+    for name in ("action", "reward", "behaviour"):
+        if len(shape) != 2 or np.shape(getattr(logged, name)) != shape or not shape[0]:
+            expected = "one number for each of T decisions of B stays, at least one"
+            raise InputError("logged", field=name, expected=expected, found=np.shape(getattr(logged, name)))
+    for name in ("length", "subject_id"):
+        if np.shape(getattr(logged, name)) != shape[:1]:
+            expected = f"shape {shape[:1]}"
+            raise InputError("logged", field=name, expected=expected, found=np.shape(getattr(logged, name)))
+    if length.min() < 1 or length.max() > shape[1]:
+        found = f"{length.min()} to {length.max()}"
+        raise InputError("logged", field="length", expected=f"1 to {shape[1]} decisions in each stay", found=found)
+    if not 0 <= logged.gamma <= 1:
+        raise InputError("logged", field="gamma", expected="a discount from 0 to 1", found=logged.gamma)
     valid = logged.valid
-    if not valid.any(axis=1).all() or not len(valid):
-        raise InputError("logged", field="length", expected="at least one decision in each of some stays", found="none")
-    impossible = valid & ~(np.asarray(logged.behaviour) > 0)
+    given = np.asarray(logged.action)[valid]
+    if given.min() < 0 or given.max() >= NUM_ACTIONS:
+        raise InputError("logged", field="action", expected="0 to 24", found=f"{given.min()} to {given.max()}")
+    chance = np.asarray(logged.behaviour)
+    impossible = valid & ~((chance > 0) & (chance < 1 + _SUM))
     if impossible.any():
         row, step = np.argwhere(impossible)[0]
-        found = f"{impossible.sum()} without, the first at stay {row}, step {step}"
+        found = f"{chance[row, step]:g} at stay {row}, step {step} ({impossible.sum()} such)"
         hint = "smooth the estimate: an action that was given was possible"
         raise InputError("behaviour", expected="a probability above 0 for every action given", found=found, hint=hint)
     if not np.isfinite(np.asarray(logged.reward)[valid]).all():
@@ -111,6 +127,9 @@ def target(logged: Logged, probs: np.ndarray, q: np.ndarray | None = None, *, na
     given = np.take_along_axis(np.asarray(probs), index, -1)[..., 0]
     if q is None:
         return Target(given, np.zeros_like(given), np.zeros_like(given))
+    if np.shape(q) != np.shape(probs) or not np.isfinite(np.asarray(q)[valid]).all():
+        other = np.shape(q) if np.shape(q) != np.shape(probs) else "others"
+        raise InputError(name, field="q", expected=f"numbers of shape {np.shape(probs)}", found=other)
     taken, mean = np.take_along_axis(np.asarray(q), index, -1)[..., 0], (probs * q).sum(axis=-1)
     return Target(given, np.where(valid, taken, 0.0), np.where(valid, mean, 0.0))
 

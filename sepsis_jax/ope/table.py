@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -22,6 +21,8 @@ from sepsis_jax.ope.logged import Logged, Target
 
 WITH_VALUES = ("dm", "dr", "wdr")
 """Estimators that need a model of values."""
+MOST_DRAWS = 0.95
+"""Share of the draws that must be numbers for an interval; others had no weight at all."""
 Kind = Literal["percentile", "bca"]
 
 
@@ -115,35 +116,37 @@ def evaluate(
     """
     counts = bootstrap.patient_counts(np.asarray(data.subject_id), draws=draws, seed=seed)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *targets.values())
-    _, patient = np.unique(data.subject_id, return_inverse=True)
-    with_jackknife = kind == "bca"
-    found = _all(data, stacked, jnp.log(clip), jnp.asarray(counts), patient.astype(np.int32), with_jackknife)
-    log_w, values, drawn, without = jax.tree.map(np.asarray, found)
+    if not clip > 0:
+        raise InputError("clip", expected="a weight above 0", found=clip)
+    log_clip = jnp.log(clip)
+    log_w, values, drawn = jax.tree.map(np.asarray, _all(data, stacked, log_clip, jnp.asarray(counts)))
     table: dict[str, dict[str, Estimate]] = {}
     for number, name in enumerate(targets):
         diagnosis = diagnose(log_w[number], data.subject_id)
-        table[name] = {}
+        table[name], without = {}, {}
+        if kind == "bca":
+            each, scale = _terms(data, targets[name], log_clip)
+            without = bootstrap.leave_out(each, scale, data.subject_id)
         for estimator in ESTIMATORS:
             value, one = float(values[estimator][number]), drawn[estimator][number]
-            if with_jackknife:
-                low, high = bootstrap.bca_interval(one, value, without[estimator][number][: patient.max() + 1])
-            else:
-                low, high = bootstrap.interval(one)
+            low, high = bootstrap.bca_interval(one, value, without[estimator]) if without else bootstrap.interval(one)
+            if np.isfinite(one).mean() < MOST_DRAWS:
+                low = high = float("nan")
             spread = float(np.nanstd(one)) if np.isfinite(one).any() else float("nan")
             table[name][estimator] = Estimate(value, spread, low, high, diagnosis)
     return table
 
 
-@partial(jax.jit, static_argnames="with_jackknife")
-def _all(
-    data: Logged, targets: Target, log_clip: jax.Array, counts: jax.Array, patient: jax.Array, with_jackknife: bool
-) -> tuple[Any, ...]:
-    """log w_t f[P,B,T], and of every estimator: values f[P], draws f[P,R], and without each patient f[P,B] or {}."""
+_terms = jax.jit(terms)
+
+
+@jax.jit
+def _all(data: Logged, targets: Target, log_clip: jax.Array, counts: jax.Array) -> tuple[Any, ...]:
+    """log w_t f[P,B,T], and of every estimator: values f[P] and draws f[P,R]."""
 
     def one(target: Target) -> tuple[Any, ...]:
         each, scale = terms(data, target, log_clip)
         total = jax.tree.map(lambda leaf: leaf.sum(axis=0), each)
-        without = bootstrap.leave_out(each, scale, patient) if with_jackknife else {}
-        return log_weights(data, target), estimate(total, scale), bootstrap.draw(each, scale, counts), without
+        return log_weights(data, target), estimate(total, scale), bootstrap.draw(each, scale, counts)
 
     return jax.lax.map(one, targets)

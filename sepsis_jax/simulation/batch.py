@@ -17,11 +17,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from sepsis_jax.clinical.actions import LEVELS
 from sepsis_jax.clinical.features import NUM_FEATURES
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.errors import InputError
-from sepsis_jax.simulation.block import AXIS, Job, Layout, run_blocks
-from sepsis_jax.simulation.course import Moment, World
+from sepsis_jax.simulation.block import AXIS, MOST_SAMPLES, Job, Layout, run_blocks
+from sepsis_jax.simulation.course import ASK_POLICY, Moment, World
 from sepsis_jax.simulation.record import Record, Samples
 from sepsis_jax.simulation.rollout import pad_plans
 
@@ -90,7 +91,11 @@ def simulate(
 
     Returns:
       NumPy arrays of `record`, with leading [B,K].
+
+    Raises:
+      InputError: plans that are none, or not of these histories; numbers out of range.
     """
+    _check(world, histories, plans, samples, horizon)
     batch, candidates = plans.shape[:2]
     few = batch * candidates * samples <= _SMALL
     layout = Layout.of(world.dynamics.members, samples, horizon, min(block, _SMALL) if few else block)
@@ -113,6 +118,23 @@ def simulate(
                 slots = place(job, part.stop - part.start, groups)
                 parts.append(record.collect(own, slots, samples, horizon))
     return jax.tree.map(lambda *leaves: _join(leaves, batch, candidates), *parts)
+
+
+def _check(world: World, histories: History, plans: Any, samples: int, horizon: int) -> None:
+    for name, number, most in (("samples", samples, MOST_SAMPLES), ("horizon", horizon, 10_000)):
+        if not (isinstance(number, int | np.integer) and 1 <= number <= most):
+            raise InputError(name, expected=f"a whole number from 1 to {most:,}", found=number)
+    levels, lengths = np.asarray(plans), np.asarray(histories.length)
+    if levels.ndim != 4 or levels.shape[0] != len(lengths) or not levels.shape[1] or levels.shape[3] != 2:
+        expected = f"[B,K,P,2] for B = {len(lengths)} histories and at least one candidate"
+        raise InputError("plans", expected=expected, found=levels.shape)
+    least = 0 if world.policy is None else ASK_POLICY
+    if levels.size and not (levels.dtype.kind in "iu" and levels.min() >= least and levels.max() < LEVELS):
+        found = f"{levels.min()} to {levels.max()} of {levels.dtype}"
+        raise InputError("plans", expected=f"whole levels from {least} to {LEVELS - 1}", found=found)
+    if not ((lengths >= 1) & (lengths <= np.shape(histories.obs)[1])).all():
+        expected = f"1 to {np.shape(histories.obs)[1]} observations"
+        raise InputError("histories", field="length", expected=expected, found=f"{lengths.min()} to {lengths.max()}")
 
 
 def _join(leaves: tuple[np.ndarray, ...], batch: int, candidates: int) -> np.ndarray:

@@ -57,21 +57,33 @@ def parse(text: str, hold: int, policies: Mapping[str, tuple[Policy, Any]], usua
     for name in names:
         if name not in policies:
             expected = f"{ALL}, a .json file of plans, or some of {', '.join(policies)}"
-            raise InputError("--candidates", expected=expected, found=name)
+            raise InputError("--candidates", expected=expected, found=repr(name))
+        if names.count(name) > 1:
+            raise InputError("--candidates", expected="each name once", found=f"{name} twice")
     return [Candidates((name,), np.zeros((1, 0, 2), np.int8), *policies[name]) for name in names]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError where a name stands twice."""
+    names = [name for name, _ in pairs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{', '.join(map(ascii, twice))} twice")
+    return dict(pairs)
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
     """Name -> int8[P,2] from {"name": [[vasopressor, fluid], ...], ...}."""
     try:
-        named = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        named = json.loads(file.read_text("utf-8-sig"), object_pairs_hook=_once)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(file, expected="a JSON file of plans", found=str(error)[:120]) from error
     expected = '{"name": [[vasopressor, fluid], ...], ...} with levels 0 to 4'
     if not isinstance(named, dict) or not named:
-        raise InputError(file, expected=expected, found=type(named).__name__)
+        raise InputError(file, expected=expected, found="no plans" if named == {} else type(named).__name__)
     plans = {}
     for name, plan in named.items():
+        if not (name and name.isprintable()):
+            raise InputError(file, expected="names that can be printed", found=ascii(name))
         try:
             levels = np.asarray(plan)
         except ValueError:

@@ -98,10 +98,10 @@ def step(world: World, params: Any, state: EnvState, action: jax.Array, *, max_s
         steps = state.steps + 1
         left, last = course.exit != EXIT_TRUNCATED, steps >= max_steps
         terminated = left | (last & world.reward.pays_outcome)
-        death_90d, _ = finish(world, own, course)
-        reward = moment.reward + jnp.where(terminated, world.reward.terminal(death_90d), 0.0)
         new = EnvState(course, state.static, state.key, state.member, steps, terminated | last)
         new = jax.tree.map(lambda after, before: jnp.where(state.over, before, after), new, state)
+        death_90d, _ = finish(world, own, new.course)
+        reward = moment.reward + jnp.where(terminated, world.reward.terminal(death_90d), 0.0)
         seen = Seen(
             observation(new),
             jnp.where(state.over, 0.0, reward),
@@ -139,6 +139,10 @@ class SepsisEnv(gymnasium.Env[np.ndarray, np.int64]):
         episodes: Episodes | None = None,
         max_steps: int = 24,
     ) -> None:
+        if (world is None) != (params is None):
+            raise InputError("SepsisEnv", expected="world and params, or neither", found="one of them")
+        if not (isinstance(max_steps, int) and 1 <= max_steps <= _MOST_STEPS):
+            raise InputError("max_steps", expected=f"a whole number from 1 to {_MOST_STEPS}", found=max_steps)
         if world is None:
             model, params, manifest = WorldModel.from_checkpoint(checkpoints.CARRY)
             world = World(model, manifest.action_bins, PUBLISHED)
@@ -169,6 +173,8 @@ class SepsisEnv(gymnasium.Env[np.ndarray, np.int64]):
         """See the function `step`."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() first")
+        if not self.action_space.contains(action):
+            raise InputError("action", expected="a whole number from 0 to 24", found=action)
         self._state, seen = step(
             self._world, self._params, self._state, np.array([action], np.int32), max_steps=self._max_steps
         )
@@ -178,6 +184,7 @@ class SepsisEnv(gymnasium.Env[np.ndarray, np.int64]):
 
 
 _PATIENTS, _COHORT_SEED = 256, 0
+_MOST_STEPS = 10_000
 
 
 def register() -> None:

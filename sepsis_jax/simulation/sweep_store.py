@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ class Unfinished:
     """
 
     def __init__(self, out: Path) -> None:
-        self.out = out.absolute()
+        self.out = out.resolve()  # through a link, so that the link stays
+        if not self.out.name:
+            raise InputError(out, expected="a folder to make", found="the root of the file system")
         self.folder = self.out.with_name(f"{self.out.name}.unfinished")
 
     def check(self, *, resume: bool) -> None:
@@ -53,7 +55,14 @@ class Unfinished:
         """
         _check_replaceable(self.out)
         files.check_writable(self.out)
-        if self.folder.exists() and not resume:
+        unfinished = _attributes(self.folder) is not None
+        if self.folder.exists() and not unfinished:
+            hint = "remove it, or choose another --out"
+            raise InputError(self.folder, expected="an unfinished sweep", found="something else", hint=hint)
+        if resume and not unfinished and _attributes(self.out) is not None:
+            hint = "leave --resume out to make it anew"
+            raise InputError(self.folder, expected="an unfinished sweep", found="a finished one", hint=hint)
+        if unfinished and not resume:
             hint = "add --resume to go on with it, or remove it"
             raise InputError(self.folder, expected="nothing", found="an unfinished sweep", hint=hint)
 
@@ -65,7 +74,7 @@ class Unfinished:
         """
         identity = json.loads(json.dumps(identity)) | {"kind": KIND}
         if self.folder.exists():
-            self._check_same(identity)
+            self._check_same(sweep, identity)
         else:
             self._create(sweep, identity)
 
@@ -74,10 +83,7 @@ class Unfinished:
             _labels(sweep).to_zarr(aside, mode="w", consolidated=False)
             group = zarr.open_group(aside, mode="r+")
             group.attrs.update(identity)
-            sizes = {dim: len(labels) for dim, (_, labels) in coordinates(sweep).items()}
-            for name, inner in sweep.shapes().items():
-                dims = (*LEADING, *inner)
-                shape = tuple(sizes[dim] for dim in dims)
+            for name, dims, shape in _arrays(sweep):
                 group.create_array(
                     name,
                     shape=shape,
@@ -92,15 +98,22 @@ class Unfinished:
                 )
             (aside / DONE).mkdir()
 
-    def _check_same(self, identity: dict[str, Any]) -> None:
-        before = _attributes(self.folder)
-        if before is None:
-            raise InputError(self.folder, expected="an unfinished sweep", found="something else")
+    def _check_same(self, sweep: Sweep, identity: dict[str, Any]) -> None:
+        before, anew = _attributes(self.folder) or {}, f"remove {self.folder} to begin anew"
         for name, found in identity.items():
             if before.get(name) != found:
                 expected = f"the unfinished sweep's {before.get(name)}"
-                hint = f"remove {self.folder} to begin anew"
+                hint = f"give it the same flags (block follows --memory), or {anew}"
                 raise InputError(self.folder, field=name, expected=expected, found=found, hint=hint)
+        for name, _, shape in _arrays(sweep):
+            try:
+                found = zarr.open_array(self.folder / name, mode="r").shape
+            except (OSError, ValueError, KeyError) as error:
+                raise InputError(self.folder, field=name, expected="an array", found=error, hint=anew) from error
+            if found != shape:
+                raise InputError(self.folder, field=name, expected=f"shape {shape}", found=found, hint=anew)
+        if not (self.folder / DONE).is_dir():
+            raise InputError(self.folder, field=DONE, expected="a folder of marks", found="none", hint=anew)
 
     def missing(self, regions: Iterable[slice]) -> list[slice]:
         """Those of some regions that are not whole."""
@@ -135,6 +148,14 @@ def in_memory(sweep: Sweep) -> xr.Dataset:
     parts = [sweep.run(region) for region in sweep.regions()]
     dims = {name: (*LEADING, *inner) for name, inner in sweep.shapes().items()}
     return _labels(sweep).assign({n: (dims[n], np.concatenate([part[n] for part in parts])) for n in dims})
+
+
+def _arrays(sweep: Sweep) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
+    """Name, dimensions and shape of every array."""
+    sizes = {dim: len(labels) for dim, (_, labels) in coordinates(sweep).items()}
+    for name, inner in sweep.shapes().items():
+        dims = (*LEADING, *inner)
+        yield name, dims, tuple(sizes[dim] for dim in dims)
 
 
 def _check_replaceable(out: Path) -> None:

@@ -171,11 +171,26 @@ def test_draws_are_the_estimators_of_the_drawn_stays():
         drawn = jax.tree.map(lambda leaf: leaf[chosen], (data, target))  # noqa: B023
         for name, expected in value(*drawn).items():
             np.testing.assert_allclose(found[name][number], expected, rtol=1e-9, err_msg=name)
-    patient = np.unique(data.subject_id, return_inverse=True)[1]
-    without = bootstrap.leave_out(each, scale, patient)
-    rest = jax.tree.map(lambda leaf: leaf[patient != 3], (data, target))
+    without = bootstrap.leave_out(each, scale, data.subject_id)
+    rest = jax.tree.map(lambda leaf: leaf[data.subject_id != 3], (data, target))
     for name, expected in value(*rest).items():
         np.testing.assert_allclose(without[name][3], expected, rtol=1e-9, err_msg=name)
+
+
+def test_a_heavy_stay_left_out_leaves_the_others():
+    with jax.enable_x64(False):
+        data, behaviour, _, _ = make(seed=11)
+        heavy = dataclasses.replace(data, behaviour=np.where(np.arange(40)[:, None] == 0, 1e-3, data.behaviour))
+        target = logged.target(heavy, behaviour)
+        without = bootstrap.leave_out(*terms(heavy, target), heavy.subject_id)
+        rest = jax.tree.map(lambda leaf: leaf[1:], (heavy, target))
+        for name, expected in value(*rest).items():
+            np.testing.assert_allclose(without[name][0], expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_one_patient_with_most_stays_is_not_many():
+    found = diagnose(np.zeros((100, 2)), np.r_[np.zeros(60, int), 1:41])
+    assert found.ess == 100 and not found.reliable and "60 %" in found.reason
 
 
 def test_bca_is_percentile_for_a_symmetric_estimate():
@@ -209,7 +224,13 @@ def test_no_weight_is_no_number():
         (lambda d, p: (d, p[..., :24]), r"expected shape \(40, 6, 25\)"),
         (lambda d, p: (dataclasses.replace(d, behaviour=d.behaviour * 0), p), "above 0 for every action given"),
         (lambda d, p: (dataclasses.replace(d, reward=d.reward * np.nan), p), "reward: expected numbers, found nan"),
-        (lambda d, p: (dataclasses.replace(d, length=d.length * 0), p), "at least one decision"),
+        (lambda d, p: (dataclasses.replace(d, length=d.length * 0), p), "length: expected 1 to 6 .*, found 0 to 0"),
+        (lambda d, p: (dataclasses.replace(d, length=d.length + 6), p), "length: expected 1 to 6 decisions in each"),
+        (lambda d, p: (dataclasses.replace(d, action=d.action + 25), p), "action: expected 0 to 24"),
+        (lambda d, p: (dataclasses.replace(d, behaviour=d.behaviour + 1), p), "above 0 for every action given"),
+        (lambda d, p: (dataclasses.replace(d, gamma=1.5), p), "gamma: expected a discount from 0 to 1, found 1.5"),
+        (lambda d, p: (dataclasses.replace(d, subject_id=d.subject_id[:3]), p), r"subject_id: expected shape \(40,\)"),
+        (lambda d, p: (dataclasses.replace(d, reward=d.reward[:3]), p), "reward: expected one number for each"),
     ],
 )
 def test_bad_input_is_one_line(change, message):

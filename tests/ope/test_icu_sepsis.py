@@ -178,7 +178,7 @@ def test_intervals_cover_the_truth(mdp):
         each, scale = prepare(data[0], follow(mdp, data, policy, q))
         draws = bootstrap.draw(each, scale, counts)
         total = jax.tree.map(lambda leaf: leaf.sum(axis=0), each)
-        point, without = estimate(total, scale), bootstrap.leave_out(each, scale, np.arange(STAYS))
+        point, without = estimate(total, scale), bootstrap.leave_out(each, scale, data[0].subject_id)
         for name in ("wis", "dr", "wdr"):
             one = np.asarray(draws[name])
             for kind, (low, high) in {

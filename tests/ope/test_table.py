@@ -71,7 +71,7 @@ def unknown(episodes):
         ({"estimators": ["wiss"]}, "estimators: expected some of is, wis, .*, found 'wiss'"),
         ({"estimators": ["dr"]}, "q: expected values of every policy for dr, found none for other"),
         ({"episodes": EPISODES.take([])}, "expected stays to evaluate on, found none"),
-        ({"episodes": unknown(EPISODES)}, "mortality_90d: expected 0 or 1, found 3 unknown"),
+        ({"episodes": unknown(EPISODES)}, "mortality_90d: expected 0 or 1, found 3 others, the first -1"),
         (
             {"behaviour": BEHAVIOUR * (1 - GIVEN) / (BEHAVIOUR * (1 - GIVEN)).sum(-1, keepdims=True)},
             "above 0 for every",

@@ -16,6 +16,7 @@ from toy import toy_params, toy_world
 from sepsis_jax.clinical.actions import encode
 from sepsis_jax.clinical.reward import PUBLISHED
 from sepsis_jax.dynamics.protocol import history_at
+from sepsis_jax.errors import InputError
 from sepsis_jax.simulation import env
 from sepsis_jax.simulation.rollout import rollout
 
@@ -75,6 +76,7 @@ def test_nothing_happens_after_the_end():
     again = made.step(np.int64(24))
     assert first[2] and again[2] and again[1] == 0
     np.testing.assert_array_equal(first[0], again[0])
+    assert again[4] == first[4]  # exit and mortality too
 
 
 def test_seeds_decide():
@@ -85,6 +87,20 @@ def test_seeds_decide():
         runs.append((info["stay_id"], obs.sum(), made.step(np.int64(7))[0].sum()))
     assert runs[0] == runs[1] != runs[2]
     assert made.reset(options={"stay_id": int(EPISODES.stay_id[4])})[1]["stay_id"] == EPISODES.stay_id[4]
+
+
+@pytest.mark.parametrize("action", [-1, 25, 300, 1.7, None, "x", [0], np.nan])
+def test_an_action_that_is_none_is_refused(action):
+    made = make_env()
+    made.reset(seed=1)
+    with pytest.raises(InputError, match="action: expected a whole number from 0 to 24"):
+        made.step(action)
+
+
+@pytest.mark.parametrize("wrong", [{"max_steps": 0}, {"max_steps": 1.5}, {"params": None}, {"world": None}])
+def test_what_an_environment_cannot_be_made_of_is_refused(wrong):
+    with pytest.raises(InputError):
+        make_env(**wrong)
 
 
 def test_a_step_needs_a_reset():

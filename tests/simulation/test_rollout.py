@@ -18,6 +18,7 @@ from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.clinical.features import URINE
 from sepsis_jax.clinical.reward import OUTCOME_ONLY, PUBLISHED
 from sepsis_jax.dynamics.protocol import history_at, step_keys, trajectory_key
+from sepsis_jax.errors import InputError
 from sepsis_jax.simulation.batch import BLOCK, simulate
 from sepsis_jax.simulation.record import Summarize, Trajectories
 from sepsis_jax.simulation.rollout import rollout
@@ -95,6 +96,22 @@ def test_trajectories_equal_a_numpy_loop():
                 np.testing.assert_allclose(got.value[b, k, s], value, rtol=1e-4, atol=1e-3)
                 np.testing.assert_allclose(got.death_90d[b, k, s], died, rtol=1e-4, atol=1e-5)
     assert exits == {0, 1, 2}, "the case must exercise every kind of end"
+
+
+@pytest.mark.parametrize(
+    ("plans", "options", "message"),
+    [
+        (full_plans() + 5, {}, "plans: expected whole levels from -1 to 4, found 5 to 9"),
+        (full_plans() - 2, {}, "plans: expected whole levels from -1 to 4"),
+        (full_plans(2), {}, r"plans: expected \[B,K,P,2\] for B = 3 histories"),
+        (full_plans()[:, :0], {}, "at least one candidate"),
+        (full_plans(), {"samples": 0}, "samples: expected a whole number from 1 to 65,536, found 0"),
+        (full_plans(), {"samples": 2.5}, "samples: expected a whole number"),
+    ],
+)
+def test_impossible_plans_are_refused(plans, options, message):
+    with pytest.raises(InputError, match=message):
+        run(HISTORIES, plans, **options)
 
 
 def test_candidates_share_their_noise():

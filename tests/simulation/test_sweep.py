@@ -137,6 +137,39 @@ def test_another_sweep_is_not_resumed(tmp_path):
         write(out, make_sweep(), resume=True)
 
 
+def test_what_is_not_unfinished_is_not_resumed(tmp_path, whole):
+    out = tmp_path / "sweep.zarr"
+    shutil.copytree(whole, out)
+    with pytest.raises(InputError, match="expected an unfinished sweep, found a finished one; leave --resume out"):
+        write(out, make_sweep(), resume=True)
+    assert digests(out) == digests(whole)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder / "value"), "value: expected an array"),
+        (lambda folder: (folder / "value" / "zarr.json").write_text("{"), "value: expected an array"),
+        (lambda folder: shutil.rmtree(folder / ".done"), "expected a folder of marks, found none; remove"),
+    ],
+)
+def test_a_damaged_store_is_not_resumed(tmp_path, damage, message):
+    out = tmp_path / "sweep.zarr"
+    damage(write(out, make_sweep(), regions=1).folder)
+    with pytest.raises(InputError, match=message) as caught:
+        write(out, make_sweep(), resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_link_stays_a_link(tmp_path, whole):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "real")
+    write(tmp_path / "link.zarr", make_sweep()).finish()
+    assert (tmp_path / "link.zarr").is_symlink() and digests(tmp_path / "real") == digests(whole)
+    with pytest.raises(InputError, match="the root of the file system"):
+        Unfinished(Path("/"))
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"sweep.zarr: expected a place that can be written, found .*/file, which"):
@@ -203,7 +236,11 @@ def test_plans_from_a_file_and_policies_by_name(tmp_path):
     [
         ("[", "a JSON file of plans"),
         ("[]", "with levels 0 to 4, found list"),
-        ("{}", "with levels 0 to 4, found dict"),
+        ("{}", "with levels 0 to 4, found no plans"),
+        ('{"a": [[0, 0]], "a": [[4, 4]]}', "a JSON file of plans, found 'a' twice"),
+        ('{"": [[0, 0]]}', "names that can be printed, found ''"),
+        ('{"\\ud800": [[0, 0]]}', "names that can be printed"),
+        ("[" * 100_000, "a JSON file of plans"),
         ('{"a": [[0, 5]]}', "a: expected"),
         ('{"a": [[0, 1], [2]]}', "a: expected"),
         ('{"a": []}', "a: expected"),
@@ -219,7 +256,7 @@ def test_bad_plans_are_named(tmp_path, content, expected):
 
 
 def test_unknown_policies_are_named():
-    with pytest.raises(InputError, match=r"--candidates: expected all, .*found magic"):
+    with pytest.raises(InputError, match=r"--candidates: expected all, .*found 'magic'"):
         make_sweep("untreated,magic")
 
 
