@@ -263,7 +263,9 @@ def _summary(out: Path) -> None:
     means = found[["value", "death_90d", "support"]].mean(("episode", "time")).to_dataframe()
     events = found["events"].isel(horizon=-1).mean(("episode", "time")).to_pandas()
     rows = pd.concat([means[["value", "death_90d", "support"]], events], axis=1)
-    cli.console.print(cli.table(rows, title="Means over decisions; events at the horizon, of those in the ICU"))
+    cli.console.print(
+        cli.table(rows, title="Means over decisions; at the horizon, exits of all and events of those in the ICU")
+    )
     cli.console.print("Research software, not for care.")
 
 

@@ -72,8 +72,15 @@ def search(
     """The best plan for each of B histories. Deterministic given `seed` (key), whatever the batch.
 
     With `planner.shield` no plan begins with an action that breaks the guideline rules; later steps are states that
-    nobody has seen yet.
+    nobody has seen yet. `planner.caution` is not used, and the value of the best of many plans on the same samples is
+    too high: judge it with another seed.
+
+    Raises:
+      InputError: plans longer than the horizon that judges them.
     """
+    if settings.steps > planner.horizon:
+        expected = f"at most planner.horizon, {planner.horizon}"
+        raise InputError("search", field="steps", expected=expected, found=settings.steps)
     allowed = jnp.asarray(keeps_guideline(histories) | (not planner.shield))
     batch = allowed.shape[0]
     probs = jnp.full((batch, settings.steps, actions.NUM_ACTIONS), 1 / actions.NUM_ACTIONS)

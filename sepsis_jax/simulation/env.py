@@ -188,5 +188,12 @@ _MOST_STEPS = 10_000
 
 
 def register() -> None:
-    """Make `gymnasium.make("sepsis_jax/Sepsis-v0")` known; called by Gymnasium itself."""
-    gymnasium.register(id=ID, entry_point=f"{__name__}:SepsisEnv")
+    """Make `gymnasium.make("sepsis_jax/Sepsis-v0")` known, as importing this module does.
+
+    Gymnasium imports it for `gymnasium.make("sepsis_jax.simulation.env:sepsis_jax/Sepsis-v0")`.
+    """
+    if ID not in gymnasium.registry:
+        gymnasium.register(id=ID, entry_point=f"{__name__}:SepsisEnv")
+
+
+register()

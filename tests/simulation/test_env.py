@@ -34,8 +34,9 @@ def test_gymnasium_accepts_it():
 
 
 def test_it_is_registered():
+    gymnasium.registry.pop(env.ID)
     env.register()
-    made = gymnasium.make(env.ID, world=WORLD, params=toy_params(), episodes=EPISODES)
+    made = gymnasium.make(f"{env.__name__}:{env.ID}", world=WORLD, params=toy_params(), episodes=EPISODES)
     assert made.reset(seed=0)[0].shape == (80,)
 
 
