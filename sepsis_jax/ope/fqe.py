@@ -23,6 +23,8 @@ from flax import nnx, struct
 from sepsis_jax.clinical.actions import NUM_ACTIONS
 from sepsis_jax.errors import check_range
 from sepsis_jax.ope.logged import Logged
+from sepsis_jax.policies.network import Perceptron
+from sepsis_jax.policies.offline_rl.transitions import Transitions, kept, of_stays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +56,6 @@ class Values:
     sd: Any
 
 
-class _Network(nnx.Module):
-    def __init__(self, inputs: int, hidden: int, rngs: nnx.Rngs) -> None:
-        self.first = nnx.Linear(inputs, hidden, rngs=rngs)
-        self.second = nnx.Linear(hidden, hidden, rngs=rngs)
-        self.out = nnx.Linear(hidden, NUM_ACTIONS, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
-
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        return self.out(nnx.relu(self.second(nnx.relu(self.first(inputs)))))
-
-
 def fit(
     settings: FQESettings,
     data: Logged,
@@ -81,28 +73,11 @@ def fit(
       ended: bool[B] whether the last recorded step ends the stay; None for all: the reward pays the outcome there.
       key: of the first weights and of the batches; consumed.
     """
-    valid = data.valid
-    stay, step = np.nonzero(valid)
-    last = step == np.asarray(data.length)[stay] - 1
-    if ended is not None:
-        keep = ~last | np.asarray(ended)[stay]
-        stay, step, last = stay[keep], step[keep], last[keep]
-    after = np.minimum(step + 1, valid.shape[1] - 1)
-    total = np.where(valid, data.reward * data.gamma ** np.arange(valid.shape[1]), 0.0).sum(axis=1)
-    mean, sd = float(total.mean()), float(max(total.std(), 1e-6))
-    # In units of the returns' SD around their mean: the mean is paid at the end of a stay that has one.
-    reward = data.reward[stay, step] / sd
-    rows = {
-        "inputs": inputs[stay, step],
-        "action": data.action[stay, step],
-        "reward": reward,
-        "next_inputs": inputs[stay, after],
-        "ongoing": ~last,
-        "next_probs": np.moveaxis(probs[:, stay, after], 0, 1),
-    }
-    rows = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.int32 if leaf.dtype.kind == "i" else jnp.float32), rows)
-    network = _fit(settings, float(data.gamma), rows, jnp.float32(mean / sd), key)
-    return Values(network, jnp.float32(mean), jnp.float32(sd))
+    rows = of_stays(inputs, data.action, data.reward, data.length, gamma=data.gamma, ended=ended)
+    at_rows = np.asarray(probs, np.float32)[:, data.valid]
+    at_rows = np.concatenate([at_rows, np.zeros_like(at_rows[:, :1])], axis=1)  # the row where stays end
+    network = _fit(settings, rows, jnp.asarray(at_rows), key)
+    return Values(network, rows.mean, rows.sd)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -113,31 +88,36 @@ def q_values(settings: FQESettings, values: Values, inputs: jax.Array) -> jax.Ar
     return values.mean + values.sd * found
 
 
+def _network(settings: FQESettings, inputs: int, rngs: nnx.Rngs) -> Perceptron:
+    return Perceptron(inputs, settings.hidden, NUM_ACTIONS, rngs, zero=True)
+
+
 def _graph(settings: FQESettings, inputs: int) -> Any:
-    return nnx.graphdef(nnx.eval_shape(lambda: _Network(inputs, settings.hidden, nnx.Rngs(0))))
+    return nnx.graphdef(nnx.eval_shape(lambda: _network(settings, inputs, nnx.Rngs(0))))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _fit(settings: FQESettings, gamma: float, rows: dict[str, jax.Array], mean: jax.Array, key: jax.Array) -> Any:
-    """Networks with leading P; values are `mean` + network, in units of the returns' SD."""
+@partial(jax.jit, static_argnums=0)
+def _fit(settings: FQESettings, rows: Transitions, probs: jax.Array, key: jax.Array) -> Any:
+    """Networks with leading P; values are the mean return + network, in units of the returns' SD."""
     init_key, key = jax.random.split(key)
-    first = nnx.state(_Network(rows["inputs"].shape[-1], settings.hidden, nnx.Rngs(init_key)))
-    graph, policies = _graph(settings, rows["inputs"].shape[-1]), rows["next_probs"].shape[1]
+    mean, inputs = rows.mean / rows.sd, rows.inputs.shape[1]
+    first = nnx.state(_network(settings, inputs, nnx.Rngs(init_key)))
+    graph, policies = _graph(settings, inputs), len(probs)
     networks = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (policies, *leaf.shape)), first)
     optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.updates))
 
-    def loss(network: Any, slow: Any, batch: dict[str, jax.Array], next_probs: jax.Array) -> jax.Array:
-        q = nnx.merge(graph, network)(batch["inputs"])
-        taken = mean + jnp.take_along_axis(q, batch["action"][:, None], axis=1)[:, 0]
-        ahead = mean + (next_probs * nnx.merge(graph, slow)(batch["next_inputs"])).sum(axis=1)
-        goal = batch["reward"] + gamma * batch["ongoing"] * ahead
+    def loss(network: Any, slow: Any, probs: jax.Array, batch: Transitions) -> jax.Array:
+        q = nnx.merge(graph, network)(rows.inputs[batch.now])
+        taken = mean + jnp.take_along_axis(q, batch.action[:, None], axis=1)[:, 0]
+        after = nnx.merge(graph, slow)(rows.inputs[batch.after])
+        ahead = mean + (probs[batch.after] * after).sum(axis=1)
+        goal = batch.reward / rows.sd + rows.gamma * batch.ongoing * ahead
         return optax.huber_loss(taken, jax.lax.stop_gradient(goal), delta=10.0).mean()
 
     def update(carry: tuple[Any, Any, Any], key: jax.Array) -> tuple[tuple[Any, Any, Any], None]:
         networks, slow, state = carry
-        chosen = jax.random.randint(key, (settings.batch_size,), 0, rows["action"].shape[0])
-        batch = jax.tree.map(lambda leaf: leaf[chosen], rows)
-        gradient = jax.vmap(jax.grad(loss), (0, 0, None, 1))(networks, slow, batch, batch["next_probs"])
+        batch = kept(rows, jax.random.randint(key, (settings.batch_size,), 0, rows.action.shape[0]))
+        gradient = jax.vmap(jax.grad(loss), (0, 0, 0, None))(networks, slow, probs, batch)
         updates, state = jax.vmap(optimizer.update)(gradient, state)
         networks = optax.apply_updates(networks, updates)
         slow = optax.incremental_update(networks, slow, settings.follow)

@@ -1,7 +1,7 @@
 """An estimate of what clinicians do in a state: a small network over the current observation.
 
-It continues simulated trajectories after the planned steps and says how often clinicians chose an action in states
-like this one (support). Calibrated, cross-fitted estimates for off-policy evaluation build on the same interface.
+It continues simulated trajectories after the planned steps, says how often clinicians chose an action in states like
+this one (support), and stands in for propensities that nobody knows (`behaviour`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import optax
 from flax import nnx
 
 from sepsis_jax.clinical import actions
-from sepsis_jax.clinical.features import NUM_FEATURES, NUM_MASKED
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.errors import InputError, check_range
+from sepsis_jax.policies.inputs import WIDTH, look, on_record, remember
+from sepsis_jax.policies.network import Perceptron
 
-_INPUTS = NUM_FEATURES + NUM_MASKED + 3 + 2 * actions.LEVELS + 1
-_STEPS_PER_DAY = 6.0
 _CHECK_EVERY = 20  # updates between looks at the validation loss
 
 
@@ -52,16 +51,6 @@ class ClinicianSettings:
         check_range(self, "clinician", learning_rate=(0, 10), weight_decay=(0, 10), smoothing=(0, 1))
 
 
-class _Network(nnx.Module):
-    def __init__(self, hidden: int, rngs: nnx.Rngs) -> None:
-        self.first = nnx.Linear(_INPUTS, hidden, rngs=rngs)
-        self.second = nnx.Linear(hidden, hidden, rngs=rngs)
-        self.out = nnx.Linear(hidden, actions.NUM_ACTIONS, rngs=rngs)
-
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        return self.out(nnx.relu(self.second(nnx.relu(self.first(inputs)))))
-
-
 @dataclasses.dataclass(frozen=True)
 class Clinician:
     """`Policy`: probabilities of the 25 actions given obs, mask, statics, previous action and time in the ICU.
@@ -73,76 +62,59 @@ class Clinician:
 
     def init(self, params: Any, history: History) -> Any:
         """See `Policy.init`."""
-        return params["scaler"].normalize_static(history.static), history.length - 1
+        return remember(params["scaler"], history)
 
     def probs(
         self, params: Any, carry: Any, obs: jax.Array, mask: jax.Array, prev_action: jax.Array
     ) -> tuple[jax.Array, Any]:
         """See `Policy.probs`."""
-        static, step = carry
-        inputs = _inputs(params["scaler"], obs, mask, static, prev_action, step)
+        inputs, carry = look(params["scaler"], carry, obs, mask, prev_action)
         logits = nnx.merge(_graph(self.settings.hidden), params["network"])(inputs)
         uniform = self.settings.smoothing / actions.NUM_ACTIONS
-        return (1 - self.settings.smoothing) * jax.nn.softmax(logits) + uniform, (static, step + 1)
+        return (1 - self.settings.smoothing) * jax.nn.softmax(logits / params["temperature"]) + uniform, carry
 
 
 def fit(settings: ClinicianSettings, episodes: Episodes, scaler: Scaler, key: jax.Array) -> Any:
     """Fit on the decisions of the train split; keep the weights with the lowest loss on the validation split.
 
-    Without validation stays the last weights are kept. Consumes `key`; returns params of `Clinician`.
+    There one temperature is fitted, too (Guo et al. 2017, arXiv 1706.04599). Without validation stays the last weights
+    are kept as they are. Consumes `key`; returns params of `Clinician`.
     """
     train, validation = (_decisions(episodes.subset(split), scaler) for split in ("train", "validation"))
     if train[1].size == 0:
         raise InputError("episodes", field="split", expected="train stays for the clinician estimate", found="none")
     network = _train(settings, *train, *validation, key)
-    return {"network": network, "scaler": jax.tree.map(jnp.asarray, scaler)}
+    temperature = _temperature(settings, network, *validation)
+    return {"network": network, "temperature": temperature, "scaler": jax.tree.map(jnp.asarray, scaler)}
 
 
 def _decisions(episodes: Episodes, scaler: Scaler) -> tuple[jax.Array, jax.Array]:
-    """Network inputs f32[N,_INPUTS] and action ids i32[N] of all recorded decisions."""
+    """Network inputs f32[N,WIDTH] and action ids i32[N] of all recorded decisions."""
     valid = episodes.valid
-    return jnp.asarray(decision_inputs(episodes, scaler)[valid]), actions.encode(episodes.action[valid])
+    return jnp.asarray(on_record(episodes, scaler)[valid]), actions.encode(episodes.action[valid])
 
 
-def decision_inputs(episodes: Episodes, scaler: Scaler) -> np.ndarray:
-    """f32[B,T,91]: what is known at each decision: observations, masks, statics, what was given before, and time."""
-    previous = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)
-    step = np.broadcast_to(np.arange(episodes.num_steps), episodes.valid.shape)
-    static = np.broadcast_to(scaler.normalize_static(episodes.static)[:, None], (*step.shape, 3))
-    return np.asarray(_inputs(scaler, episodes.obs, episodes.mask, static, previous, step))
-
-
-def fitted_probs(clinician: Clinician, params: Any, episodes: Episodes) -> np.ndarray:
-    """Estimated probabilities f32[B,T,25] at every recorded decision (uniform at padding)."""
-    previous = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)
-    step = np.broadcast_to(np.arange(episodes.num_steps), episodes.valid.shape)
-    static = np.broadcast_to(episodes.static[:, None], (*step.shape, 3))
-
-    @jax.jit
-    @jax.vmap
-    @jax.vmap
-    def at(obs: jax.Array, mask: jax.Array, static: jax.Array, action: jax.Array, step: jax.Array) -> jax.Array:
-        carry = (params["scaler"].normalize_static(static), step)
-        return clinician.probs(params, carry, obs, mask, action)[0]
-
-    probs = np.asarray(at(episodes.obs, episodes.mask, static, previous, step))
-    return np.where(episodes.valid[..., None], probs, np.float32(1 / actions.NUM_ACTIONS))
-
-
-def _inputs(scaler: Scaler, obs: Any, mask: Any, static: Any, prev_action: Any, step: Any) -> jax.Array:
-    """f32[...,_INPUTS]; `static` is already scaled."""
-    parts = [
-        scaler.normalize(jnp.asarray(obs)),
-        mask.astype(jnp.float32),
-        jnp.asarray(static),
-        actions.one_hot(prev_action),
-        (jnp.asarray(step, jnp.float32) / _STEPS_PER_DAY)[..., None],
-    ]
-    return jnp.concatenate(parts, axis=-1)
+def _network(hidden: int, rngs: nnx.Rngs) -> Perceptron:
+    return Perceptron(WIDTH, hidden, actions.NUM_ACTIONS, rngs)
 
 
 def _graph(hidden: int) -> Any:
-    return nnx.graphdef(nnx.eval_shape(lambda: _Network(hidden, nnx.Rngs(0))))
+    return nnx.graphdef(nnx.eval_shape(lambda: _network(hidden, nnx.Rngs(0))))
+
+
+_TEMPERATURES = np.geomspace(0.5, 2.0, 57, dtype=np.float32)
+
+
+@partial(jax.jit, static_argnums=0)
+def _temperature(settings: ClinicianSettings, network: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """f32[] of lowest loss; 1 without decisions."""
+    logits = nnx.merge(_graph(settings.hidden), network)(inputs)
+
+    def loss(temperature: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits / temperature, targets).sum()
+
+    best = jnp.asarray(_TEMPERATURES)[jax.lax.map(loss, jnp.asarray(_TEMPERATURES)).argmin()]
+    return best if targets.shape[0] else jnp.float32(1)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -155,7 +127,7 @@ def _train(
     key: jax.Array,
 ) -> Any:
     init_key, key = jax.random.split(key)
-    graph, first = nnx.split(_Network(settings.hidden, nnx.Rngs(init_key)))
+    graph, first = nnx.split(_network(settings.hidden, nnx.Rngs(init_key)))
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.updates)
     optimizer = optax.adamw(schedule, weight_decay=settings.weight_decay)
 

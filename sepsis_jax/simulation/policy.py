@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sepsis_jax.dynamics.protocol import History
+from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.dynamics.protocol import History, history_at
 
 
 class Policy(Protocol):
@@ -57,3 +58,28 @@ def _probs_at(policy: Policy, params: Any, histories: History) -> jax.Array:
         return policy.probs(params, carry, history.obs[last], history.mask[last], previous_action(history))[0]
 
     return jax.vmap(one)(histories)
+
+
+def probs_on_record(policy: Policy, params: Any, episodes: Episodes) -> np.ndarray:
+    """f32[B,T,25]: what the policy would do at every recorded decision, given what was done before (zeros at padding).
+
+    The policy remembers from the first decision on, as in a simulation.
+    """
+    first = history_at(episodes, np.arange(episodes.num_stays), np.zeros(episodes.num_stays, int))
+    before = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)
+    probs = np.asarray(_on_record(policy, params, first, episodes.obs, episodes.mask, before))
+    return np.where(episodes.valid[..., None], probs, np.float32(0))
+
+
+@partial(jax.jit, static_argnums=0)
+def _on_record(policy: Policy, params: Any, first: History, obs: Any, mask: Any, before: Any) -> jax.Array:
+    def one(stay: tuple[History, Any, Any, Any]) -> jax.Array:
+        history, *seen = stay
+
+        def decide(carry: Any, now: tuple[Any, Any, Any]) -> tuple[Any, jax.Array]:
+            probs, carry = policy.probs(params, carry, *now)
+            return carry, probs
+
+        return jax.lax.scan(decide, policy.init(params, history), tuple(seen))[1]
+
+    return jax.lax.map(one, (first, obs, mask, before), batch_size=256)

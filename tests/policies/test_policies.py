@@ -20,7 +20,7 @@ from sepsis_jax.policies import clinician, planner, rules
 from sepsis_jax.policies.clinician import Clinician, ClinicianSettings
 from sepsis_jax.policies.planner import PlannerSettings
 from sepsis_jax.simulation.batch import simulate
-from sepsis_jax.simulation.policy import probs_at
+from sepsis_jax.simulation.policy import probs_at, probs_on_record
 from sepsis_jax.simulation.record import RETURNS
 from sepsis_jax.simulation.rollout import rollout
 
@@ -187,9 +187,9 @@ def fitted():
 
 def test_clinician_estimate_learns_and_is_a_distribution(fitted):
     settings, episodes, params = fitted
-    probs = clinician.fitted_probs(Clinician(settings), params, episodes)
-    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
-    assert probs.min() >= settings.smoothing / 25 * 0.999
+    probs = probs_on_record(Clinician(settings), params, episodes)
+    np.testing.assert_allclose(probs.sum(-1), episodes.valid, rtol=1e-5)
+    assert probs[episodes.valid].min() >= settings.smoothing / 25 * 0.999
     valid, meanbp = episodes.valid, episodes.obs[..., MAP]
     clearly_low, clearly_high = valid & (meanbp < 68), valid & (meanbp > 84)
     assert 0.75 < probs[clearly_low][:, 17].mean() < 0.97  # (3, 2)
@@ -198,7 +198,7 @@ def test_clinician_estimate_learns_and_is_a_distribution(fitted):
 
 def test_clinician_as_policy_equals_its_table(fitted):
     settings, episodes, params = fitted
-    table = clinician.fitted_probs(Clinician(settings), params, episodes)
+    table = probs_on_record(Clinician(settings), params, episodes)
     rows, steps = np.nonzero(episodes.valid)
     got = probs_at(Clinician(settings), params, history_at(episodes, rows[:50], steps[:50]))
     np.testing.assert_allclose(got, table[rows[:50], steps[:50]], rtol=2e-4, atol=1e-6)
@@ -213,7 +213,7 @@ def test_clinician_fit_stops_where_the_validation_loss_is_lowest():
 
     def held_loss(data):
         params = clinician.fit(settings, data, scaler, jax.random.key(0))
-        probs = clinician.fitted_probs(Clinician(settings), params, held)
+        probs = probs_on_record(Clinician(settings), params, held)
         chosen = np.take_along_axis(probs, np.asarray(encode(held.action))[..., None], -1)[..., 0]
         return -np.log(chosen[held.valid]).mean()
 

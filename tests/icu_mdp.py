@@ -18,11 +18,12 @@ STEPS = 160  # room for the longest stay that is drawn
 
 @dataclasses.dataclass(frozen=True)
 class Mdp:
-    """Attributes: to f[713,25,715] next state; start f[713]; expert f[713,25]. Survival pays 1; nothing else pays."""
+    """Attributes: to f[713,25,715] next state; start, sofa f[713]; expert f[713,25]. Only survival pays, 1."""
 
     to: np.ndarray
     start: np.ndarray
     expert: np.ndarray
+    sofa: np.ndarray
 
     def state_values(self, policy):
         """f[713] chance to survive under f[713,25]."""
@@ -109,6 +110,8 @@ def load():
     if spec is None or spec.origin is None:
         pytest.skip("needs the package icu-sepsis")
     with np.load(Path(spec.origin).parent / "envs/assets/dynamics.npz") as arrays:
-        to, pays, start, expert = (arrays[name] for name in ("tx_mat", "r_mat", "d_0", "expert_policy"))
+        to, pays, start, expert, sofa = (
+            arrays[name] for name in ("tx_mat", "r_mat", "d_0", "expert_policy", "sofa_scores")
+        )
     assert set(np.unique(pays[:LIVE, :, SURVIVAL])) <= {0.0, 1.0}
-    return Mdp(to[:LIVE, :, :715], start[:LIVE], expert[:LIVE])
+    return Mdp(to[:LIVE, :, :715], start[:LIVE], expert[:LIVE], sofa[:LIVE])

@@ -1,0 +1,1 @@
+"""Policies learned from recorded decisions alone, without any model of patients."""
