@@ -22,7 +22,17 @@ from sepsis_jax.data.store import Manifest
 from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.worldmodel import sharding
 from sepsis_jax.errors import InputError
-from sepsis_jax.evaluation import case_view, cohort, contenders, folds, groups, policy_table, safety, world_model
+from sepsis_jax.evaluation import (
+    case_view,
+    closed_loop,
+    cohort,
+    contenders,
+    folds,
+    groups,
+    policy_table,
+    safety,
+    world_model,
+)
 from sepsis_jax.evaluation.discrimination import calibration
 from sepsis_jax.evaluation.world_model import MODEL, Scored
 from sepsis_jax.policies import clinician
@@ -189,7 +199,8 @@ def _planner(settings: Config, flags: Flags) -> Numbers:
     number, seed = min(evaluation.planner_patients, tested.num_stays), evaluation.seed
     everyone = contenders.contenders(world, params, estimate, truth, settings.planner, patients=number, seed=seed)
     depends = [manifest.source_version, evaluation.split, seed, pipeline.identity(settings, checkpoint)]
-    results = contenders.play_all(everyone, tested, truth, world, settings.run / "planner", depends)
+    stage = closed_loop.true_stage(truth, tested, manifest.action_bins, PUBLISHED)
+    results = contenders.play_all(everyone, tested, stage, settings.run / "planner", depends)
     planners = {name: one.planner for name, one in everyone.items() if one.planner is not None}
     found = policy_table.tabulate(results, planners, draws=evaluation.draws, seed=seed)
     title = "90-day mortality in the true simulator; saved: points fewer than clinicians, same patients and luck (95 %)"

@@ -14,7 +14,7 @@ import numpy as np
 
 from sepsis_jax import files
 from sepsis_jax.agent.simulator import BatchedSimulator
-from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ALL_ACTIONS
+from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.clinical.reward import PUBLISHED
 from sepsis_jax.config import Config
 from sepsis_jax.data import builder, mimic, released, store
@@ -24,13 +24,12 @@ from sepsis_jax.data.store import Manifest
 from sepsis_jax.dynamics.patient import cohort as patient_cohort
 from sepsis_jax.dynamics.patient import truth as patient_truth
 from sepsis_jax.dynamics.patient.truth import Truth
-from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.dynamics.worldmodel import checkpoint
 from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
 from sepsis_jax.errors import InputError
 from sepsis_jax.policies import clinician, planner, rules
 from sepsis_jax.simulation.course import World
-from sepsis_jax.simulation.policy import Policy, probs_at
+from sepsis_jax.simulation.policy import Policy, probs_on_record
 
 RELEASED_FILES = ("episodes.pkl", "scaler_params_log.json", "episode_feature_config.json")
 """What a folder of released files must hold."""
@@ -233,13 +232,20 @@ def part(episodes: Episodes, split: str, path: Path) -> Episodes:
 
 
 def policies_on_record(config: Config, loaded: Loaded, episodes: Episodes) -> dict[str, np.ndarray]:
-    """Levels int8[B,T,2] that the built-in policies give on recorded states, by name."""
+    """Probabilities f32[B,T,25] of the built-in policies on recorded states, by name."""
+    most_likely = rules.MostLikely(loaded.policy)
     return {
-        "clinician estimate, most likely": followed_actions(loaded.policy, loaded.policy_params, episodes),
-        "no treatment": followed_actions(rules.Fixed(), None, episodes),
-        "guideline rule": followed_actions(rules.Guideline(), None, episodes),
-        "planner": planned_actions(config, loaded, episodes),
+        "clinician estimate, most likely": probs_on_record(most_likely, loaded.policy_params, episodes),
+        "no treatment": probs_on_record(rules.Fixed(), None, episodes),
+        "guideline rule": probs_on_record(rules.Guideline(), None, episodes),
+        "planner": _planned(config, loaded, episodes),
     }
+
+
+def _planned(config: Config, loaded: Loaded, episodes: Episodes) -> np.ndarray:
+    settings = dataclasses.replace(config.planner, samples=config.evaluation.planner_samples)
+    seed = jax.random.key(config.agent.seed)
+    return planner.planned(loaded.world, loaded.params, loaded.policy_params, episodes, seed, settings)
 
 
 def describe(config: Config, manifest: Manifest) -> dict[str, str]:
@@ -252,24 +258,3 @@ def describe(config: Config, manifest: Manifest) -> dict[str, str]:
         "Seed": str(config.agent.seed),
         "Code": f"sepsis_jax {manifest.code_version}",
     }
-
-
-def planned_actions(config: Config, loaded: Loaded, episodes: Episodes) -> np.ndarray:
-    """int8[B,T,2]: what the planner recommends at every recorded decision (zeros at padding)."""
-    rows, steps = np.nonzero(episodes.valid)
-    histories = history_at(episodes, rows, steps)
-    seed = jax.random.key(config.agent.seed)
-    settings = dataclasses.replace(config.planner, samples=config.evaluation.planner_samples)
-    chosen = planner.recommend(loaded.world, loaded.params, loaded.policy_params, histories, seed, settings).action
-    actions = np.zeros_like(episodes.action)
-    actions[rows, steps] = chosen
-    return actions
-
-
-def followed_actions(policy: Policy, params: Any, episodes: Episodes) -> np.ndarray:
-    """int8[B,T,2]: the most probable action of a policy at every recorded decision (zeros at padding)."""
-    rows, steps = np.nonzero(episodes.valid)
-    probs = probs_at(policy, params, history_at(episodes, rows, steps))
-    actions = np.zeros_like(episodes.action)
-    actions[rows, steps] = ALL_ACTIONS[np.asarray(probs).argmax(axis=-1)]
-    return actions

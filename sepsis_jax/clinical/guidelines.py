@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from sepsis_jax.clinical.actions import ALL_ACTIONS
 from sepsis_jax.clinical.features import INDEX
 
 HOURS_PER_STEP = 4.0
@@ -106,6 +107,31 @@ def steps_of(obs: ArrayLike, action: ArrayLike, prior_action: ArrayLike, doses: 
         vaso_dose=doses[..., 0],
         fluid_ml=doses[..., 1],
         valid=jnp.asarray(valid),
+    )
+
+
+def every_action(obs: ArrayLike, previous_vasopressor: ArrayLike, doses: ArrayLike, valid: ArrayLike) -> Steps:
+    """Steps [...,25] on which each of the 25 actions is decided, in the order of `ALL_ACTIONS`.
+
+    Args:
+      obs: f32[...,39] (clinical units). previous_vasopressor: int[...] level before, -1 where unknown.
+      doses: f32[25,2] (mcg/kg/min, mL/4h) behind the actions. valid: bool[...].
+    """
+    obs, doses = jnp.asarray(obs), jnp.asarray(doses)
+    shape = (*obs.shape[:-1], len(ALL_ACTIONS))
+
+    def over(one: ArrayLike) -> jax.Array:
+        return jnp.broadcast_to(jnp.asarray(one)[..., None], shape)
+
+    actions = jnp.asarray(ALL_ACTIONS)
+    return Steps(
+        meanbp=over(obs[..., INDEX["meanbp"]]),
+        lactate=over(obs[..., INDEX["lactate"]]),
+        action=jax.lax.broadcast_in_dim(actions, (*shape, 2), (len(shape) - 1, len(shape))),
+        previous_vasopressor=over(previous_vasopressor),
+        vaso_dose=jax.lax.broadcast_in_dim(doses[:, 0], shape, (len(shape) - 1,)),
+        fluid_ml=jax.lax.broadcast_in_dim(doses[:, 1], shape, (len(shape) - 1,)),
+        valid=over(valid),
     )
 
 

@@ -6,7 +6,7 @@ With SOFA s and lactate l (mmol/L) before and after a 4-h step, and p the probab
 
 The weights -0.025, -0.125, -2 and the form are those of Raghu et al. 2017 (arXiv 1711.09602); the published
 system (arXiv 2605.14723) uses them with w_end = 15. Its last step earns the outcome alone. It also subtracts a
-guideline penalty during reinforcement learning, whose size is not released; there is none here.
+guideline penalty during reinforcement learning, whose size is not released: `guideline` is 0 unless you say otherwise.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from sepsis_jax.clinical import guidelines
+from sepsis_jax.clinical.features import INDEX
 
 SofaVersion = Literal["proper", "published"]
 
@@ -32,6 +35,7 @@ class Reward:
       sofa_change: paid per point of SOFA gained.
       lactate_change: paid per unit of tanh(change of lactate in mmol/L).
       outcome: paid for survival to day 90; its negative for death.
+      guideline: paid at each decision, the last one too, that breaks G1 or G2 (`clinical.guidelines`).
       gamma: discount per 4-h step.
     """
 
@@ -40,6 +44,7 @@ class Reward:
     sofa_change: float = -0.125
     lactate_change: float = -2.0
     outcome: float = 15.0
+    guideline: float = 0.0
     gamma: float = 1.0
 
     @property
@@ -54,6 +59,19 @@ class Reward:
         trend = jnp.tanh(jnp.asarray(lactate_next) - jnp.asarray(lactate))
         paid = self.unchanged_sofa * unchanged + self.sofa_change * (sofa_next - sofa)
         return paid + self.lactate_change * trend
+
+    def penalty(self, obs: ArrayLike, previous_vasopressor: ArrayLike, action: ArrayLike) -> jax.Array:
+        """f32[...] reward of breaking a guideline rule.
+
+        Args:
+          obs: f32[...,39] (clinical units). previous_vasopressor: int[...] level before, -1 where unknown.
+          action: int[...,2] levels.
+        """
+        obs, action = jnp.asarray(obs), jnp.asarray(action)
+        nothing = jnp.zeros(action.shape[:-1])  # G1 and G2 look at levels alone
+        meanbp, lactate = obs[..., INDEX["meanbp"]], obs[..., INDEX["lactate"]]
+        steps = guidelines.Steps(meanbp, lactate, action, jnp.asarray(previous_vasopressor), nothing, nothing, True)
+        return self.guideline * guidelines.guideline(steps, guidelines.Thresholds())[0]
 
     def terminal(self, death_probability: ArrayLike) -> jax.Array:
         """f32[...] expected reward of the end, from the probability of death within 90 days f32[...]."""

@@ -1,14 +1,14 @@
-"""Policies played in the true patient simulator: the same patients and the same luck under every one of them.
+"""Policies played in the true patient simulator, or in a world model: the same patients and luck under every one.
 
-A patient begins at the first decision of a simulated cohort and is treated every 4 h until ICU exit or `MAX_STEPS`.
-All random numbers are those of the cohort, so the policy that made it plays its record again, another policy plays the
-individual counterfactuals, and the differences between policies are paired. A chooser sees the record; only those that
-say so read the true state, which stands beside it.
+A patient begins at the first recorded decision and is treated every 4 h until ICU exit or `MAX_STEPS`. In the true
+simulator all random numbers are those of its cohort, so the policy that made it plays its record again, another policy
+plays the individual counterfactuals, and the differences between policies are paired.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,19 +19,14 @@ import numpy as np
 from flax import struct
 from rich.progress import Progress
 
-from sepsis_jax.clinical.actions import ALL_ACTIONS
+from sepsis_jax.clinical.actions import ALL_ACTIONS, ActionBins
 from sepsis_jax.clinical.reward import PUBLISHED, Reward
 from sepsis_jax.data.episodes import EXIT_TRUNCATED, Episodes
-from sepsis_jax.dynamics.patient.behaviour import propensities
 from sepsis_jax.dynamics.patient.cohort import MAX_STEPS
-from sepsis_jax.dynamics.patient.dynamics import Params, PatientDynamics, PatientState
-from sepsis_jax.dynamics.patient.parameters import Knobs
 from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.protocol import History, history_at, step_keys, step_noise, trajectory_key
 from sepsis_jax.evaluation.oracle import oracle
-from sepsis_jax.policies.planner import PlannerSettings, recommend
 from sepsis_jax.simulation.course import Course, World, advance, finish, start
-from sepsis_jax.simulation.policy import Policy, previous_action, probs_at
 
 
 @struct.dataclass
@@ -40,19 +35,19 @@ class Decision:
 
     Attributes:
       history: History with leading B: all that is on record; rows from `length` on are zero.
-      truth: PatientState with leading B: what no record shows.
+      state: of the dynamics, with leading B; of the true simulator it is what no record shows.
       key: key[B] for a random choice.
       active: bool[B] still in the ICU; what is chosen for the others has no effect.
     """
 
     history: History
-    truth: PatientState
+    state: Any
     key: Any
     active: Any
 
 
-Chooser = Callable[[Decision], Any]
-"""Levels int8[B,2] that the patients get."""
+Chances = Callable[[Decision], Any]
+"""Probabilities f32[B,25] of what the patients get."""
 
 
 @struct.dataclass
@@ -72,41 +67,54 @@ class Played:
     history: History
 
 
-def play(
-    choose: Chooser,
-    episodes: Episodes,
-    truth: Truth,
-    dynamics: PatientDynamics,
-    *,
-    reward: Reward = PUBLISHED,
-    batch_size: int = 1024,
-    title: str = "",
-) -> Played:
-    """Treat the patients of `episodes`, from their first decisions, as `choose` says.
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Where policies are played.
+
+    Attributes:
+      world: dynamics, bins and reward. params: of the dynamics. seed: key of the luck.
+    """
+
+    world: World
+    params: Any
+    seed: jax.Array
+
+
+def true_stage(truth: Truth, episodes: Episodes, bins: ActionBins, reward: Reward = PUBLISHED) -> Stage:
+    """The simulator that `episodes` come from, with the luck that they had. InputError if `truth` is another's."""
+    dynamics, params = oracle(truth, episodes, bins)
+    return Stage(World(dynamics, bins, reward), params, jax.random.key(truth.seed))
+
+
+def play(chances: Chances, episodes: Episodes, stage: Stage, *, batch_size: int = 1024, title: str = "") -> Played:
+    """Treat the patients of `episodes`, from their first decisions, as `chances` says.
+
+    Patient i belongs to member i mod M of the dynamics.
 
     Args:
       episodes: ascending stay_id; nothing after the first observations is read.
-      truth: of that cohort; InputError if it is another's.
-      reward: of `Played.value`.
       batch_size: patients at once; bounds the memory and changes no figure.
       title: of the progress bar.
     """
-    dynamics, params = oracle(truth, episodes, dynamics.bins)
-    world, seed = World(dynamics, dynamics.bins, reward), jax.random.key(truth.seed)
-    total = episodes.num_stays
-    size = min(batch_size, total)
-    parts = []
+    total, dynamics = episodes.num_stays, stage.world.dynamics
+    parts, order = [], []
     with Progress(transient=True) as progress:
         task = progress.add_task(title, total=total)
-        for first in range(0, total, size):
-            number = min(size, total - first)
-            rows = first + np.minimum(np.arange(size), number - 1)  # one shape: the last patient fills the last batch
-            histories = _admitted(history_at(episodes, rows, np.zeros(size, int)))
-            real = np.arange(size) < number
-            played = _play(world, params, choose, histories, real, seed)
-            parts.append(jax.tree.map(lambda leaf: leaf[:number], played))  # noqa: B023
-            progress.update(task, advance=number)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        for member in range(dynamics.members):
+            params = dynamics.member(stage.params, member)
+            own = np.arange(member, total, dynamics.members)
+            size = min(batch_size, math.ceil(total / dynamics.members))
+            for first in range(0, own.size, size):
+                number = min(size, own.size - first)
+                rows = own[first + np.minimum(np.arange(size), number - 1)]  # one shape: the last patient fills up
+                histories = _admitted(history_at(episodes, rows, np.zeros(size, int)))
+                real = np.arange(size) < number
+                played = _play(stage.world, params, chances, histories, real, stage.seed)
+                parts.append(jax.tree.map(lambda leaf: leaf[:number], played))  # noqa: B023
+                order.append(rows[:number])
+                progress.update(task, advance=number)
+    back = np.argsort(np.concatenate(order))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *parts)
 
 
 def _admitted(histories: History) -> History:
@@ -121,9 +129,7 @@ def _admitted(histories: History) -> History:
     return dataclasses.replace(histories, obs=first(histories.obs), mask=first(histories.mask), action=action)
 
 
-def _play(
-    world: World, params: Params, choose: Chooser, histories: History, real: np.ndarray, seed: jax.Array
-) -> Played:
+def _play(world: World, params: Any, chances: Chances, histories: History, real: np.ndarray, seed: jax.Array) -> Played:
     """One batch; `real` bool[B] leaves out who only fills it."""
     course = _start(world, params, histories)
     length = np.zeros(len(real), np.int32)
@@ -133,7 +139,8 @@ def _play(
             break
         now = dataclasses.replace(histories, length=np.full(len(real), step + 1, np.int32))
         keys = _choice_keys(seed, histories.stay_id, step)
-        action = np.asarray(choose(Decision(now, course.state, keys, active)), np.int8)
+        probs = np.asarray(chances(Decision(now, course.state, keys, active)))
+        action = ALL_ACTIONS[np.asarray(_draw(keys, probs))]
         course = _advance(world, params, course, action, seed, histories.stay_id, step)
         histories.action[active, step] = action[active]
         if step + 1 < MAX_STEPS:
@@ -147,13 +154,13 @@ def _play(
 
 
 @partial(jax.jit, static_argnums=0)
-def _start(world: World, params: Params, histories: History) -> Course:
+def _start(world: World, params: Any, histories: History) -> Course:
     return jax.vmap(lambda history: start(world, params, None, history))(histories)
 
 
 @partial(jax.jit, static_argnums=0)
 def _advance(
-    world: World, params: Params, course: Course, action: Any, seed: jax.Array, stay_id: Any, step: Any
+    world: World, params: Any, course: Course, action: Any, seed: jax.Array, stay_id: Any, step: Any
 ) -> Course:
     def one(course: Course, action: Any, stay: Any) -> Course:
         noise = step_noise(world.dynamics, trajectory_key(seed, stay, 0, 0), step)
@@ -163,7 +170,7 @@ def _advance(
 
 
 @partial(jax.jit, static_argnums=0)
-def _finish(world: World, params: Params, course: Course) -> tuple[jax.Array, jax.Array]:
+def _finish(world: World, params: Any, course: Course) -> tuple[jax.Array, jax.Array]:
     return jax.vmap(partial(finish, world, params))(course)
 
 
@@ -173,91 +180,3 @@ def _choice_keys(seed: jax.Array, stay_id: Any, step: Any) -> jax.Array:
 
 
 _draw = jax.jit(jax.vmap(lambda key, probs: jax.random.categorical(key, jnp.log(probs))))
-
-
-def follow(policy: Policy, params: Any) -> Chooser:
-    """Draw from a policy that sees the record."""
-
-    def choose(decision: Decision) -> np.ndarray:
-        return ALL_ACTIONS[np.asarray(_draw(decision.key, probs_at(policy, params, decision.history)))]
-
-    return choose
-
-
-def clinicians(dynamics: PatientDynamics, knobs: Knobs) -> Chooser:
-    """The policy that made the cohort. Knows each patient's clinician's taste, and what the knobs hide."""
-
-    def choose(decision: Decision) -> np.ndarray:
-        probs = _propensities(dynamics, knobs, decision.history, decision.truth)
-        return ALL_ACTIONS[np.asarray(_draw(decision.key, probs))]
-
-    return choose
-
-
-@partial(jax.jit, static_argnums=0)
-def _propensities(dynamics: PatientDynamics, knobs: Knobs, histories: History, states: PatientState) -> jax.Array:
-    def one(history: History, state: PatientState) -> jax.Array:
-        patient, past = state.patient, jnp.arange(len(history.action)) < history.length - 1
-        fluid = jax.vmap(lambda action: dynamics.doses(patient, action)[1])(history.action)
-        given = jnp.where(past, fluid, 0.0).sum() / 1000.0
-        hidden = knobs.unmeasured * patient.frailty
-        return propensities(state.obs, previous_action(history), state.hours, given, patient.style, hidden)
-
-    return jax.vmap(one)(histories, states)
-
-
-def plan(world: World, params: Any, policy_params: Any, settings: PlannerSettings, seed: int) -> Chooser:
-    """Plan with a model that reads the record, see `policies.planner`."""
-
-    def choose(decision: Decision) -> np.ndarray:
-        return _recommended(world, params, policy_params, settings, seed, decision)
-
-    return choose
-
-
-def plan_with_truth(world: World, knobs: Knobs, policy_params: Any, settings: PlannerSettings, seed: int) -> Chooser:
-    """Plan with the simulator from the true state: what a planner with a perfect model would do.
-
-    It knows the patient, not the luck: its futures are drawn with other random numbers than the one that comes.
-    """
-
-    def choose(decision: Decision) -> np.ndarray:
-        params = Params(knobs, _truth_at(decision, knobs))
-        return _recommended(world, params, policy_params, settings, seed, decision)
-
-    return choose
-
-
-def _recommended(
-    world: World, params: Any, policy_params: Any, settings: PlannerSettings, seed: int, decision: Decision
-) -> np.ndarray:
-    histories = jax.tree.map(lambda leaf: leaf[decision.active], decision.history)
-    action = np.zeros((len(decision.active), 2), np.int8)
-    # The simulator's luck follows from its cohort's seed alone; the planner must not think with the same numbers.
-    key = jax.random.fold_in(jax.random.key(seed), _THOUGHTS)
-    action[decision.active] = recommend(world, params, policy_params, histories, key, settings).action
-    return action
-
-
-_THOUGHTS = 2_000_000
-
-
-def _truth_at(decision: Decision, knobs: Knobs) -> Truth:
-    """A truth from which `PatientDynamics.encode` restores the states of this decision, and no others."""
-    states, history = jax.tree.map(np.asarray, decision.truth), decision.history
-
-    def at_every_step(leaf: np.ndarray) -> np.ndarray:
-        return np.broadcast_to(leaf[:, None], (len(leaf), MAX_STEPS, *leaf.shape[1:]))
-
-    nothing = np.zeros(0, np.float32)
-    return Truth(
-        seed=0,
-        knobs=knobs,
-        stay_id=history.stay_id,
-        length=history.length,
-        patient=states.patient,
-        latent=jax.tree.map(at_every_step, states.latent),
-        since=at_every_step(states.since),
-        propensity=nothing,
-        death_90d=nothing,
-    )

@@ -1,19 +1,21 @@
 """The safety table: guideline adherence, dosing and Festor hazards of policies, on the same recorded states.
 
-Policies answer with levels; a level means its bin's median dose, for every policy and for the clinicians. The row
-`clinicians (raw doses)` shows what the recorded doses themselves give.
+Policies answer with probabilities of the 25 actions, and break a rule with the probability of the actions that do. A
+level means its bin's median dose, for every policy and for the clinicians; the row `clinicians (raw doses)` shows what
+the recorded doses themselves give.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sepsis_jax.clinical import guidelines
-from sepsis_jax.clinical.actions import ActionBins
+from sepsis_jax.clinical.actions import ALL_ACTIONS, NUM_ACTIONS, ActionBins, encode
 from sepsis_jax.clinical.guidelines import Thresholds
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.ope.bootstrap import patient_counts, ratio_interval
@@ -34,25 +36,38 @@ def safety_table(
 
     Args:
       episodes: recorded stays; every policy decides on their states, given the recorded previous action.
-      policies: name -> levels int8[B,T,2]; the clinicians are added.
+      policies: name -> probabilities f32[B,T,25] (zeros at padding); the clinicians are added.
       bins: doses behind the levels.
       thresholds: of the rules.
       draws, seed: of the patient bootstrap.
 
     Returns:
-      Columns policy, rule, violated, at_risk, steps (counts), rate (of steps at risk), rate_low, rate_high (95 %),
-      rate_all (of all steps).
+      Columns policy, rule, violated (expected), at_risk, steps (counts), rate (of steps at risk), rate_low and
+      rate_high (95 %), rate_all (of all steps).
     """
     counts = patient_counts(np.asarray(episodes.subject_id), draws=draws, seed=seed)
-    everyone = {CLINICIANS: np.asarray(episodes.action), **policies}
-    answers = {name: (action, np.asarray(bins.doses(action))) for name, action in everyone.items()}
+    before = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)[..., 0]
+    doses = bins.doses(ALL_ACTIONS)
+    # What each action would break is the same for every policy; a policy breaks it with its probability.
+    of_actions = guidelines.check(guidelines.every_action(episodes.obs, before, doses, episodes.valid), thresholds)
     raw = np.stack([episodes.vaso_dose, episodes.fluid_ml], axis=-1)
-    answers[RAW_DOSES] = (np.asarray(episodes.action), raw)
+    as_recorded = guidelines.steps_of(episodes.obs, episodes.action, episodes.prior_action, raw, episodes.valid)
+    of_raw = guidelines.check(as_recorded, thresholds)
+    own = np.eye(NUM_ACTIONS, dtype=np.float32)[np.asarray(encode(episodes.action))]
+    found = {
+        name: {
+            rule: (
+                np.einsum("bta,bta->b", probs, flags.violated),
+                *_counted(flags.at_risk[..., 0], flags.valid[..., 0]),
+            )
+            for rule, flags in of_actions.items()
+        }
+        for name, probs in {CLINICIANS: own, **policies}.items()
+    }
+    found[RAW_DOSES] = {rule: tuple(_counted(*flags)) for rule, flags in of_raw.items()}
     rows = []
-    for name, (action, doses) in answers.items():
-        steps = _decided_on_record(episodes, action, doses)
-        for rule, flags in guidelines.check(steps, thresholds).items():
-            violated, at_risk, valid = (np.asarray(flag).sum(axis=1) for flag in flags)
+    for name, of_rule in found.items():
+        for rule, (violated, at_risk, valid) in of_rule.items():
             low, high = ratio_interval(violated, at_risk, counts)
             total, risk, number = violated.sum(), at_risk.sum(), valid.sum()
             rate = total / risk if risk else np.nan
@@ -61,10 +76,9 @@ def safety_table(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _decided_on_record(episodes: Episodes, action: np.ndarray, doses: np.ndarray) -> guidelines.Steps:
-    """Steps on recorded states: the level before is the recorded one, whoever decides."""
-    recorded = guidelines.steps_of(episodes.obs, episodes.action, episodes.prior_action, doses, episodes.valid)
-    return recorded._replace(action=np.asarray(action, np.int32))
+def _counted(*flags: Any) -> list[np.ndarray]:
+    """f64[B] each: how often bool[B,T]."""
+    return [np.asarray(flag).sum(axis=1, dtype=np.float64) for flag in flags]
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:

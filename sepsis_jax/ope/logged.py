@@ -53,12 +53,13 @@ class Target:
     v: Any
 
 
-def log(episodes: Episodes, behaviour: np.ndarray, reward: Reward) -> Logged:
+def log(episodes: Episodes, behaviour: np.ndarray, reward: Reward | np.ndarray) -> Logged:
     """Recorded stays with the rewards that they earned.
 
     Args:
       behaviour: f[B,T,25] probabilities of the treating policy.
-      reward: its terminal part is paid by the recorded 90-day mortality.
+      reward: its terminal part is paid by the recorded 90-day mortality; or rewards f[B,T] of your own, undiscounted
+        (`Logged.replace(gamma=...)` discounts them).
 
     Raises:
       InputError: no stays, an unknown outcome where it is paid, probabilities that are none, an action that was given
@@ -66,21 +67,30 @@ def log(episodes: Episodes, behaviour: np.ndarray, reward: Reward) -> Logged:
     """
     if not episodes.num_stays:
         raise InputError("episodes", expected="stays to evaluate on", found="none")
+    paid, gamma = (earned(episodes, reward), reward.gamma) if isinstance(reward, Reward) else (reward, 1.0)
+    action = np.asarray(encode(episodes.action), np.int32)
+    check_probabilities("behaviour", behaviour, episodes.valid)
+    given = np.take_along_axis(np.asarray(behaviour), action[..., None], -1)[..., 0]
+    found = Logged(action, np.asarray(paid), episodes.length, given, episodes.subject_id, gamma)
+    check(found)
+    return found
+
+
+def earned(episodes: Episodes, reward: Reward) -> np.ndarray:
+    """f32[B,T] reward of every recorded decision. InputError for an unknown outcome where it is paid."""
     died = np.asarray(episodes.mortality_90d)
     unknown = (died != 0) & (died != 1)
     if reward.pays_outcome and unknown.any():
         hint = "evaluate on the stays whose outcome is known, or with a reward without outcome"
         others = f"{unknown.sum()} others, the first {died[unknown][0]}"
         raise InputError("episodes", field="mortality_90d", expected="0 or 1", found=others, hint=hint)
-    paid = reward.episode(
-        recorded_sofa(episodes, reward), episodes.obs[..., INDEX["lactate"]], episodes.length, np.maximum(died, 0)
-    )
-    action = np.asarray(encode(episodes.action), np.int32)
-    check_probabilities("behaviour", behaviour, episodes.valid)
-    given = np.take_along_axis(np.asarray(behaviour), action[..., None], -1)[..., 0]
-    found = Logged(action, np.asarray(paid), episodes.length, given, episodes.subject_id, reward.gamma)
-    check(found)
-    return found
+    lactate = episodes.obs[..., INDEX["lactate"]]
+    paid = np.asarray(reward.episode(recorded_sofa(episodes, reward), lactate, episodes.length, np.maximum(died, 0)))
+    if reward.guideline:
+        before = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)[..., 0]
+        broken = np.asarray(reward.penalty(episodes.obs, before, episodes.action))
+        paid = paid + np.where(episodes.valid, broken, 0.0)
+    return paid
 
 
 def check(logged: Logged) -> None:

@@ -46,7 +46,7 @@ def evaluate_policies(
     episodes: Episodes,
     policies: Mapping[str, np.ndarray],
     behaviour: np.ndarray,
-    reward: Reward,
+    reward: Reward | np.ndarray,
     estimators: Sequence[str] = ("wis", "wpdis"),
     *,
     q: Mapping[str, np.ndarray] | None = None,
@@ -60,6 +60,7 @@ def evaluate_policies(
     Args:
       policies: name -> f[B,T,25] probabilities at the recorded decisions.
       behaviour: f[B,T,25] of the treating policy.
+      reward: see `logged.log`.
       estimators: names of `estimators.ESTIMATORS`.
       q: name -> f[B,T,25] values of the actions under that policy (`WITH_VALUES` need them).
       clip: largest weight w_t.
@@ -108,25 +109,32 @@ def evaluate(
     draws: int = 2000,
     kind: Kind = "percentile",
     seed: int = 0,
+    among: np.ndarray | None = None,
 ) -> dict[str, dict[str, Estimate]]:
     """Every estimator (policy -> estimator -> Estimate); the policies share the draws, so they can be compared.
 
     Args:
       data: checked (`logged.check`). For the others see `evaluate_policies`.
+      among: bool[B] of the stays that count; None for all.
     """
-    counts = bootstrap.patient_counts(np.asarray(data.subject_id), draws=draws, seed=seed)
+    some = np.ones(len(data.length), bool) if among is None else np.asarray(among)
+    if not some.any():
+        raise InputError("among", expected="stays to evaluate on", found="none")
+    subject = np.asarray(data.subject_id)
+    counts = np.zeros((draws, some.size), np.float32)
+    counts[:, some] = bootstrap.patient_counts(subject[some], draws=draws, seed=seed)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *targets.values())
     if not clip > 0:
         raise InputError("clip", expected="a weight above 0", found=clip)
     log_clip = jnp.log(clip)
-    log_w, values, drawn = jax.tree.map(np.asarray, _all(data, stacked, log_clip, jnp.asarray(counts)))
+    log_w, values, drawn = jax.tree.map(np.asarray, _all(data, stacked, log_clip, counts, some.astype(np.float32)))
     table: dict[str, dict[str, Estimate]] = {}
     for number, name in enumerate(targets):
-        diagnosis = diagnose(log_w[number], data.subject_id)
+        diagnosis = diagnose(log_w[number][some], subject[some])
         table[name], without = {}, {}
         if kind == "bca":
             each, scale = _terms(data, targets[name], log_clip)
-            without = bootstrap.leave_out(each, scale, data.subject_id)
+            without = bootstrap.leave_out(jax.tree.map(lambda leaf: leaf[some], each), scale, subject[some])
         for estimator in ESTIMATORS:
             value, one = float(values[estimator][number]), drawn[estimator][number]
             low, high = bootstrap.bca_interval(one, value, without[estimator]) if without else bootstrap.interval(one)
@@ -141,12 +149,12 @@ _terms = jax.jit(terms)
 
 
 @jax.jit
-def _all(data: Logged, targets: Target, log_clip: jax.Array, counts: jax.Array) -> tuple[Any, ...]:
+def _all(data: Logged, targets: Target, log_clip: jax.Array, counts: jax.Array, some: jax.Array) -> tuple[Any, ...]:
     """log w_t f[P,B,T], and of every estimator: values f[P] and draws f[P,R]."""
 
     def one(target: Target) -> tuple[Any, ...]:
         each, scale = terms(data, target, log_clip)
-        total = jax.tree.map(lambda leaf: leaf.sum(axis=0), each)
+        total = jax.tree.map(lambda leaf: jnp.tensordot(some, leaf, 1), each)
         return log_weights(data, target), estimate(total, scale), bootstrap.draw(each, scale, counts)
 
     return jax.lax.map(one, targets)

@@ -18,10 +18,10 @@ import numpy as np
 from flax import struct
 
 from sepsis_jax.clinical import guidelines
-from sepsis_jax.clinical.actions import ALL_ACTIONS
-from sepsis_jax.clinical.features import INDEX
+from sepsis_jax.clinical.actions import ALL_ACTIONS, encode
+from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.expected import ExpectedExits
-from sepsis_jax.dynamics.protocol import History
+from sepsis_jax.dynamics.protocol import History, history_at
 from sepsis_jax.errors import check_range
 from sepsis_jax.policies.rules import MostLikely
 from sepsis_jax.simulation.batch import BLOCK, simulate
@@ -109,6 +109,23 @@ def recommend(
     return Recommendation(ALL_ACTIONS[choice], found, allowed)
 
 
+def planned(
+    world: World, params: Any, policy_params: Any, episodes: Episodes, seed: jax.Array, settings: PlannerSettings
+) -> np.ndarray:
+    """f32[B,T,25]: 1 for what is recommended at each recorded decision, given what was done before (else 0)."""
+    rows, steps = np.nonzero(episodes.valid)
+    probs = np.zeros((*episodes.valid.shape, len(ALL_ACTIONS)), np.float32)
+    for first in range(0, rows.size, _DECISIONS):  # histories are copies of the record
+        some = slice(first, first + _DECISIONS)
+        histories = history_at(episodes, rows[some], steps[some])
+        chosen = recommend(world, params, policy_params, histories, seed, settings).action
+        probs[rows[some], steps[some], np.asarray(encode(chosen))] = 1.0
+    return probs
+
+
+_DECISIONS = 8192
+
+
 def best(value: np.ndarray, allowed: np.ndarray, *, shield: bool) -> np.ndarray:
     """int[...]: index of the highest value f[...,K], among the allowed bool[...,K] where the shield is on."""
     return np.argmax(np.where(allowed | (not shield), value, -np.inf), axis=-1)
@@ -117,17 +134,9 @@ def best(value: np.ndarray, allowed: np.ndarray, *, shield: bool) -> np.ndarray:
 def keeps_guideline(histories: History) -> np.ndarray:
     """bool[B,25]: which actions break neither G1 nor G2 at the decision of each history."""
     last = np.asarray(histories.length) - 1
-    rows, shape = np.arange(last.size), (last.size, len(ALL_ACTIONS))
-    obs = np.asarray(histories.obs)[rows, last][:, None]
+    rows = np.arange(last.size)
     given = np.asarray(histories.action)[rows, np.maximum(last - 1, 0)]
-    previous = np.where(last[:, None] > 0, given, histories.prior_action)[:, :1]
-    steps = guidelines.Steps(
-        meanbp=np.broadcast_to(obs[..., INDEX["meanbp"]], shape),
-        lactate=np.broadcast_to(obs[..., INDEX["lactate"]], shape),
-        action=np.broadcast_to(ALL_ACTIONS, (*shape, 2)),
-        previous_vasopressor=np.broadcast_to(previous, shape),
-        vaso_dose=np.zeros(shape),  # G1 and G2 look at levels alone
-        fluid_ml=np.zeros(shape),
-        valid=np.ones(shape, bool),
-    )
+    previous = np.where(last[:, None] > 0, given, histories.prior_action)[:, 0]
+    doses = np.zeros((len(ALL_ACTIONS), 2))  # G1 and G2 look at levels alone
+    steps = guidelines.every_action(np.asarray(histories.obs)[rows, last], previous, doses, np.ones(last.size, bool))
     return ~np.asarray(guidelines.check(steps)["guideline"].violated)

@@ -17,7 +17,8 @@ from sepsis_jax.dynamics.patient.cohort import MAX_STEPS, simulate_cohort
 from sepsis_jax.dynamics.patient.dynamics import PatientDynamics
 from sepsis_jax.dynamics.protocol import Step, history_at, sample_exit, step_noise, trajectory_key
 from sepsis_jax.errors import InputError
-from sepsis_jax.evaluation import closed_loop
+from sepsis_jax.evaluation import choosers, closed_loop
+from sepsis_jax.evaluation.closed_loop import true_stage
 from sepsis_jax.evaluation.oracle import oracle
 from sepsis_jax.policies.planner import PlannerSettings
 from sepsis_jax.policies.rules import Fixed, Guideline
@@ -29,16 +30,16 @@ DYNAMICS = PatientDynamics(AI_CLINICIAN_BINS)
 
 
 def play(choose, episodes=EPISODES, **kwargs):
-    return closed_loop.play(choose, episodes, TRUTH, DYNAMICS, **kwargs)
+    return closed_loop.play(choose, episodes, true_stage(TRUTH, episodes, AI_CLINICIAN_BINS), **kwargs)
 
 
 @pytest.fixture(scope="module")
 def guideline():
-    return play(closed_loop.follow(Guideline(), None))
+    return play(choosers.follow(Guideline(), None))
 
 
 def test_the_clinicians_play_their_own_record_again():
-    played = play(closed_loop.clinicians(DYNAMICS, TRUTH.knobs))
+    played = play(choosers.clinicians(DYNAMICS, TRUTH.knobs))
     np.testing.assert_array_equal(played.history.length, EPISODES.length)
     np.testing.assert_array_equal(played.history.action, EPISODES.action)
     np.testing.assert_array_equal(played.history.mask, EPISODES.mask)
@@ -81,13 +82,13 @@ def test_closed_loop_equals_a_rollout_of_the_policy(guideline):
 
 
 def test_the_same_policy_twice_is_the_same(guideline):
-    again = play(closed_loop.follow(Guideline(), None))
+    again = play(choosers.follow(Guideline(), None))
     jax.tree.map(np.testing.assert_array_equal, guideline, again)
 
 
 def test_a_policy_in_other_words_makes_no_difference():
-    fixed = play(closed_loop.follow(Fixed(1, 2), None))
-    by_hand = play(lambda decision: np.full((len(decision.active), 2), [1, 2], np.int8))
+    fixed = play(choosers.follow(Fixed(1, 2), None))
+    by_hand = play(lambda decision: np.tile(np.eye(25)[7], (len(decision.active), 1)))
     assert (fixed.death_90d - by_hand.death_90d == 0).all()
     treated = np.arange(MAX_STEPS) < fixed.history.length[:, None]
     assert (fixed.history.action[treated] == [1, 2]).all() and not fixed.history.action[~treated].any()
@@ -98,7 +99,7 @@ def test_batches_change_nothing(guideline, batch_size):
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-6, atol=1e-6),
         guideline,
-        play(closed_loop.follow(Guideline(), None), batch_size=batch_size),
+        play(choosers.follow(Guideline(), None), batch_size=batch_size),
     )
 
 
@@ -108,7 +109,7 @@ def test_a_chooser_sees_the_past_alone(guideline):
 
     def choose(decision):
         seen.append(jax.tree.map(np.array, dataclasses.replace(decision, key=np.zeros(0))))
-        return closed_loop.follow(Guideline(), None)(decision)
+        return choosers.follow(Guideline(), None)(decision)
 
     play(choose)
     for step, decision in enumerate(seen):
@@ -120,7 +121,7 @@ def test_a_chooser_sees_the_past_alone(guideline):
         np.testing.assert_array_equal(here, guideline.history.length > step)
         np.testing.assert_array_equal(history.obs[here, : step + 1], guideline.history.obs[here, : step + 1])
         np.testing.assert_array_equal(history.action[here, :step], guideline.history.action[here, :step])
-        np.testing.assert_array_equal(history.obs[here, step], decision.truth.obs[here])
+        np.testing.assert_array_equal(history.obs[here, step], decision.state.obs[here])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,26 +156,26 @@ def decisions(number):
 
     def choose(decision):
         found.append(jax.tree.map(lambda leaf: leaf, decision))
-        return closed_loop.follow(Guideline(), None)(decision)
+        return choosers.follow(Guideline(), None)(decision)
 
     play(choose)
     return found[:number]
 
 
 def test_a_planner_on_a_model_reads_no_truth():
-    choose = closed_loop.plan(World(Wishful(), AI_CLINICIAN_BINS, PUBLISHED, Guideline()), None, None, SETTINGS, 0)
+    choose = choosers.plan(World(Wishful(), AI_CLINICIAN_BINS, PUBLISHED, Guideline()), None, None, SETTINGS, 0)
     for decision in decisions(2):
-        unknown = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), decision.truth)
-        blind = choose(dataclasses.replace(decision, truth=unknown))
+        unknown = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), decision.state)
+        blind = choose(dataclasses.replace(decision, state=unknown))
         np.testing.assert_array_equal(choose(decision), blind)
 
 
 def test_the_planner_with_the_truth_plans_from_the_true_states():
     decision = decisions(3)[2]
-    truth = closed_loop._truth_at(decision, TRUTH.knobs)
-    params = closed_loop.Params(TRUTH.knobs, truth)
+    truth = choosers._truth_at(decision, TRUTH.knobs)
+    params = choosers.Params(TRUTH.knobs, truth)
     restored = jax.vmap(lambda history: DYNAMICS.encode(params, history))(decision.history)
-    jax.tree.map(np.testing.assert_array_equal, restored, decision.truth)
+    jax.tree.map(np.testing.assert_array_equal, restored, decision.state)
 
 
 def test_a_planner_does_not_think_with_the_numbers_that_come(monkeypatch):
@@ -185,8 +186,8 @@ def test_a_planner_does_not_think_with_the_numbers_that_come(monkeypatch):
         keys.append(jax.random.key_data(seed))
         return SimpleNamespace(action=np.zeros((len(histories.length), 2), np.int8))
 
-    monkeypatch.setattr(closed_loop, "recommend", note)
-    closed_loop.plan(None, None, None, SETTINGS, TRUTH.seed)(decisions(1)[0])
+    monkeypatch.setattr(choosers, "recommend", note)
+    choosers.plan(None, None, None, SETTINGS, TRUTH.seed)(decisions(1)[0])
     assert (keys[0] != jax.random.key_data(jax.random.key(TRUTH.seed))).any()
 
 
@@ -194,12 +195,40 @@ def test_a_planner_is_asked_about_those_in_the_icu_alone(monkeypatch):
     def note(world, params, policy_params, histories, seed, settings):
         return SimpleNamespace(action=np.full((len(histories.length), 2), 3, np.int8))
 
-    monkeypatch.setattr(closed_loop, "recommend", note)
+    monkeypatch.setattr(choosers, "recommend", note)
     decision = dataclasses.replace(decisions(1)[0], active=np.arange(7) % 2 == 0)
-    given = closed_loop.plan(None, None, None, SETTINGS, 0)(decision)
-    np.testing.assert_array_equal(given, np.where(decision.active[:, None], [3, 3], [0, 0]))
+    given = choosers.plan(None, None, None, SETTINGS, 0)(decision)
+    np.testing.assert_array_equal(given.argmax(axis=1), np.where(decision.active, 18, 0))
+
+
+def test_a_mixture_asks_both():
+    decision = decisions(2)[1]
+    mixed = choosers.mix(choosers.follow(Fixed(1, 2), None), choosers.clinicians(DYNAMICS, TRUTH.knobs), 0.25)(decision)
+    own = choosers.clinicians(DYNAMICS, TRUTH.knobs)(decision)
+    np.testing.assert_allclose(mixed, 0.75 * np.eye(25)[7] + 0.25 * own, rtol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Two(Wishful):
+    """Two members, whose outcomes tell them apart."""
+
+    members = 2
+
+    def member(self, params, index):
+        return params[index]
+
+    def outcome(self, params, state):
+        return params
+
+
+def test_members_of_a_model_share_the_patients():
+    stage = closed_loop.Stage(World(Two(), AI_CLINICIAN_BINS, PUBLISHED), np.float32([0.2, 0.7]), jax.random.key(0))
+    for size in (3, 100):
+        played = closed_loop.play(choosers.follow(Fixed(), None), EPISODES, stage, batch_size=size)
+        np.testing.assert_allclose(played.death_90d, np.where(np.arange(7) % 2, 0.7, 0.2))
+        np.testing.assert_array_equal(played.history.stay_id, EPISODES.stay_id)
 
 
 def test_the_truth_of_other_patients_is_refused():
     with pytest.raises(InputError, match="truth"):
-        play(closed_loop.follow(Fixed(), None), make_episodes(4, 5, seed=0))
+        play(choosers.follow(Fixed(), None), make_episodes(4, 5, seed=0))

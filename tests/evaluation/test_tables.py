@@ -57,13 +57,27 @@ def test_action_shares():
     np.testing.assert_allclose(shares.to_numpy().sum(), 1)
 
 
+def certain(levels, episodes=EPISODES):
+    """f32[B,T,25] of levels int[B,T,2]."""
+    return np.eye(25, dtype=np.float32)[5 * levels[..., 0] + levels[..., 1]] * episodes.valid[..., None]
+
+
+def test_a_policy_of_chance_breaks_a_rule_with_its_probability():
+    one, other = (certain(np.broadcast_to(np.array(pair), EPISODES.action.shape)) for pair in ((0, 0), (4, 1)))
+    policies = {"one": one, "other": other, "both": 0.25 * one + 0.75 * other}
+    table = safety.safety_table(EPISODES, policies, AI_CLINICIAN_BINS, draws=100).set_index(["policy", "rule"])
+    violated = table["violated"].unstack(0)
+    assert violated["one"].sum() > 0 and violated["other"].sum() > 0
+    np.testing.assert_allclose(violated["both"], 0.25 * violated["one"] + 0.75 * violated["other"], rtol=1e-6)
+
+
 def test_safety_table_equals_a_loop():
     rng = np.random.default_rng(0)
     obs = EPISODES.obs.copy()
     obs[..., MAP] = rng.uniform(45, 105, obs.shape[:2])
     episodes = EPISODES.replace(obs=obs)
     levels = rng.integers(0, 5, episodes.action.shape).astype(np.int8) * (rng.random((*obs.shape[:2], 1)) < 0.5)
-    table = safety.safety_table(episodes, {"mine": levels.astype(np.int8)}, AI_CLINICIAN_BINS, draws=100)
+    table = safety.safety_table(episodes, {"mine": certain(levels, episodes)}, AI_CLINICIAN_BINS, draws=100)
     count = {"hypoperfusion": [0, 0], "vasopressor_weaning": [0, 0], "underdosing": [0, 0], "overdosing": [0, 0]}
     for b in range(30):
         for t in range(episodes.length[b]):
@@ -85,7 +99,9 @@ def test_safety_table_equals_a_loop():
 
 
 def test_all_policies_are_judged_on_the_same_steps():
-    table = safety.safety_table(EPISODES, {"none": np.zeros_like(EPISODES.action)}, AI_CLINICIAN_BINS, draws=100)
+    table = safety.safety_table(
+        EPISODES, {"none": certain(np.zeros_like(EPISODES.action))}, AI_CLINICIAN_BINS, draws=100
+    )
     for rule, part in table.groupby("rule"):
         assert part.at_risk.nunique() == 1, rule
         assert set(part.policy) == {"clinicians", "clinicians (raw doses)", "none"}

@@ -20,7 +20,7 @@ from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.errors import InputError
 from sepsis_jax.policies import inputs
 from sepsis_jax.policies.offline_rl import algorithms, training, transitions
-from sepsis_jax.policies.offline_rl.algorithms import ALGORITHMS, Batch
+from sepsis_jax.policies.offline_rl.algorithms import Batch
 from sepsis_jax.policies.offline_rl.network import Heads
 from sepsis_jax.policies.offline_rl.training import Learned, OfflineSettings
 from sepsis_jax.simulation.policy import probs_at, probs_on_record
@@ -252,6 +252,7 @@ def test_bad_input(run, words):
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_exact_values_on_icu_sepsis():
     """20,000 stays of its expert (value .7818); the best policy has .875, chance .7801."""
     mdp = icu_mdp.load()
@@ -260,15 +261,11 @@ def test_exact_values_on_icu_sepsis():
     table = np.concatenate([np.eye(icu_mdp.LIVE, dtype=np.float32), np.zeros((1, icu_mdp.LIVE), np.float32)])
     flat = np.append(states[data.valid], icu_mdp.LIVE)  # one-hot, as one table that rows point into
     rows = rows.replace(inputs=jnp.asarray(table), now=jnp.asarray(flat)[rows.now], after=jnp.asarray(flat)[rows.after])
-    settings, found = OfflineSettings(updates=3000, seeds=2, reports=1), {}
-    for name in ALGORITHMS:
+    settings = OfflineSettings(updates=2000, seeds=1, reports=1)
+    found = {}
+    for name in ("BC", "CQL", "BCQ", "IQL", "WD3QNE"):
         networks = training.fit(name, settings, rows, jax.random.key(0))
-        for seed in range(settings.seeds):
-            one = jax.tree.map(lambda leaf: leaf[seed : seed + 1], networks)  # noqa: B023
-            probs = np.asarray(training.probs_of(name, settings, one, table[:-1]), np.float64)
-            found[name, seed] = mdp.value(probs / probs.sum(axis=1, keepdims=True))
-    for (name, _), value in found.items():
-        if name == "BC":
-            assert abs(value - 0.7818) < 0.005, found
-        elif name in ("CQL", "BCQ", "IQL", "WD3QNE"):
-            assert value >= 0.79, found
+        probs = np.asarray(training.probs_of(name, settings, networks, table[:-1]), np.float64)
+        found[name] = mdp.value(probs / probs.sum(axis=1, keepdims=True))
+    assert abs(found.pop("BC") - 0.7818) < 0.005
+    assert min(found.values()) >= 0.79, found
