@@ -1,4 +1,4 @@
-"""A planner: simulate all 25 actions from one state, go on as clinicians do, choose by expected return.
+"""A planner: simulate the 25 actions (or fewer) from one state, go on as clinicians do, choose by expected return.
 
 Candidates share their random numbers, so they differ by their effect. What would only add noise to that difference is
 not drawn: exits count in expectation (`dynamics.expected`), and the policy that goes on does what it does most often.
@@ -41,16 +41,20 @@ class PlannerSettings:
       shield: choose only among actions that keep the guideline rules.
       caution: return that an action must bring for each factor e by which clinicians choose it less often; one point
         of 90-day mortality is 0.3, and 0 trusts the model wherever it is asked (docs/planner.md).
+      candidates: K, how many of the 25 actions are simulated: those that clinicians choose most often, of those that
+        the shield lets pass.
       block: trajectories simulated at once; bounds the memory.
     """
 
     samples: int = 256
     horizon: int = 6
+    candidates: int = len(ALL_ACTIONS)
     shield: bool = True
     caution: float = 1.0
     block: int = BLOCK
 
     def __post_init__(self) -> None:
+        check_range(self, "planner", candidates=(1, len(ALL_ACTIONS)))
         check_range(
             self, "planner", samples=(2, MOST_SAMPLES), horizon=(1, 1000), caution=(0, 1000), block=(1, 10_000_000)
         )
@@ -62,11 +66,13 @@ class Recommendation:
 
     Attributes:
       action: int8[B,2] the choice.
-      returns: Summary of the ends with leading [B,25], in the order of `ALL_ACTIONS`.
-      allowed: bool[B,25] actions that keep the guideline rules.
+      candidates: int[B,K] what was simulated: ascending ids, all of `ALL_ACTIONS` unless the settings say less.
+      returns: Summary of the ends with leading [B,K], in the order of `candidates`.
+      allowed: bool[B,K] candidates that keep the guideline rules.
     """
 
     action: Any
+    candidates: Any
     returns: Summary
     allowed: Any
 
@@ -88,8 +94,11 @@ def recommend(
     """
     if world.policy is None:
         raise ValueError("the planner needs a policy that goes on after its step")
-    batch = histories.length.shape[0]
-    plans = jnp.broadcast_to(jnp.asarray(ALL_ACTIONS)[None, :, None], (batch, len(ALL_ACTIONS), 1, 2))
+    allowed = keeps_guideline(histories)
+    usual = probs_at(world.policy, policy_params, histories)
+    order = np.argsort(-np.where(allowed | (not settings.shield), usual, usual - 1), axis=1, kind="stable")
+    candidates = np.sort(order[:, : settings.candidates], axis=1)
+    plans = ALL_ACTIONS[candidates][:, :, None]
     found = simulate(
         World(ExpectedExits(world.dynamics), world.bins, world.reward, MostLikely(world.policy)),
         params,
@@ -102,11 +111,11 @@ def recommend(
         horizon=settings.horizon,
         block=settings.block,
     )
-    allowed = keeps_guideline(histories)
-    usual = probs_at(world.policy, policy_params, histories)
+    allowed, usual = (np.take_along_axis(table, candidates, axis=1) for table in (allowed, usual))
     score = np.asarray(found.value) + settings.caution * np.log(np.maximum(usual, _NEVER))
     choice = best(score, allowed, shield=settings.shield)
-    return Recommendation(ALL_ACTIONS[choice], found, allowed)
+    action = ALL_ACTIONS[np.take_along_axis(candidates, choice[:, None], axis=1)[:, 0]]
+    return Recommendation(action, candidates, found, allowed)
 
 
 def planned(

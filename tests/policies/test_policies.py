@@ -128,6 +128,30 @@ def test_expected_exits_are_the_mean_over_exits():
 
 
 @pytest.mark.parametrize("shield", [True, False])
+def test_fewer_candidates_are_the_usual_ones(fitted, shield):
+    """The same numbers for those that are simulated, and never one that the shield forbids."""
+    settings, episodes, params = fitted
+    histories = history_at(episodes, [0, 1, 2, 3], [0, 0, 1, 0])
+    world = toy_world(policy=Clinician(settings))
+    few = dataclasses.replace(SETTINGS, candidates=6, shield=shield)
+    all_, some = (
+        planner.recommend(world, toy_params(), params, histories, jax.random.key(1), own)
+        for own in (dataclasses.replace(few, candidates=25), few)
+    )
+    assert some.candidates.shape == (4, 6) and (all_.candidates == np.arange(25)).all()
+    shared = np.take_along_axis(np.asarray(all_.returns.value), some.candidates, axis=1)
+    np.testing.assert_allclose(some.returns.value, shared, rtol=1e-5)
+    usual = probs_at(Clinician(settings), params, histories)
+    eligible = all_.allowed | (not shield)
+    for row in range(4):
+        inside = np.isin(np.arange(25), some.candidates[row])
+        number = min(6, eligible[row].sum())
+        assert (inside & eligible[row]).sum() == number  # those that are allowed come first
+        best = np.sort(usual[row][eligible[row]])[::-1][:number]
+        np.testing.assert_array_equal(np.sort(usual[row][inside & eligible[row]])[::-1], best)
+
+
+@pytest.mark.parametrize("shield", [True, False])
 def test_caution_leads_to_what_clinicians_do(fitted, shield):
     """A little caution moves few choices, all of it gives the most likely action that the shield allows."""
     settings, episodes, params = fitted
