@@ -1,8 +1,10 @@
-"""Evaluate: `python evaluate.py --config configs/demo.yaml [--what world-model|safety|cohort|planner] [--json FILE]`.
+"""Evaluate: `python evaluate.py --config configs/demo.yaml [--what world-model|safety|cohort|policies|...]`.
 
 With evaluation.fresh_patients (configs/embedded.yaml) the packaged world models are scored on patients drawn anew.
-`--case ID` shows one stay, recorded against predicted. `--what planner` is not part of `all`: it plays policies in the
-true simulator, where planning takes up to an hour.
+`--case ID` shows one stay, recorded against predicted. Three are not part of `all`, since they take long: `--what
+policies` judges policies by off-policy evaluation (docs/evaluation.md), and where the truth is known by it; `--what
+ranking` asks on several simulated cohorts whether estimates order policies rightly; `--what planner` plays policies in
+the true simulator.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ from sepsis_jax.evaluation import (
     contenders,
     folds,
     groups,
+    policies,
+    policy_report,
     policy_table,
+    ranking,
     safety,
     world_model,
 )
@@ -47,7 +52,7 @@ class Flags:
     """Flags of evaluate.py.
 
     Attributes:
-      what: which tables; `all` leaves out `planner`.
+      what: which tables; `all` leaves out `policies`, `ranking` and `planner`.
       episodes: Episodes store, or a folder of released files; default RUN/episodes.
       checkpoint: world model; default RUN/world_model, with fresh patients the packaged one.
       compare: another world model on the same stays, with paired differences; with fresh patients the packaged
@@ -56,10 +61,11 @@ class Flags:
       case: stay_id of one stay to show instead of tables.
       steps: 4-h steps of that stay to forecast.
       folds: train and test in that many folds by patient instead of using a checkpoint; 0 does not.
+      out: folder for the policy table as CSV, Markdown, LaTeX and figures; default RUN/policies.
       json: file for the same numbers as one flat object.
     """
 
-    what: Literal["all", "cohort", "world-model", "safety", "planner"] = "all"
+    what: Literal["all", "cohort", "world-model", "safety", "policies", "ranking", "planner"] = "all"
     episodes: Path | None = None
     checkpoint: Path | None = None
     compare: Path | None = None
@@ -67,6 +73,7 @@ class Flags:
     case: int | None = None
     steps: int = 5
     folds: int = 0
+    out: Path | None = None
     json: Path | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +87,8 @@ class Flags:
         others = self.by is not None or self.compare or self.case is not None or self.folds
         if self.what == "planner" and others:
             raise InputError("--what planner", expected="no --by, --compare, --case or --folds", found="one of them")
+        if self.what == "policies" and (self.compare or self.case is not None or self.folds):
+            raise InputError("--what policies", expected="no --compare, --case or --folds", found="one of them")
         if self.folds and (self.checkpoint or self.compare or self.case is not None):
             raise InputError("--folds", expected="no --checkpoint, --compare or --case", found="one of them")
 
@@ -98,6 +107,12 @@ def main(argv: list[str]) -> None:
             numbers |= _world_model(settings, flags)
         if flags.what in ("all", "safety"):
             numbers |= _safety(settings, flags)
+        if flags.what == "policies":
+            sharding.one_device_a_core()
+            numbers |= _policies(settings, flags)
+        if flags.what == "ranking":
+            sharding.one_device_a_core()
+            numbers |= _ranking(settings)
         if flags.what == "planner":
             sharding.one_device_a_core()
             numbers |= _planner(settings, flags)
@@ -207,6 +222,73 @@ def _planner(settings: Config, flags: Flags) -> Numbers:
     cli.console.print(cli.table(policy_table.wide(found), title=title))
     cli.console.print(f"Finished policies are kept in {settings.run / 'planner'}. Research software, not for care.")
     return dict(policy_table.flat(found))
+
+
+def _policies(settings: Config, flags: Flags) -> Numbers:
+    evaluation, path = settings.evaluation, flags.episodes or settings.episodes
+    fresh, wanted = _fresh(settings, flags), settings.policies
+    tested, known, manifest, truth = _stays(settings, flags)
+    checkpoint = flags.checkpoint or (checkpoints.CARRY if fresh else settings.checkpoint)
+    held_out = None
+    if wanted.held_out is not None:
+        if wanted.held_out.resolve() == checkpoint.resolve():
+            hint = "train one on other patients, with another seed"
+            raise InputError(wanted.held_out, expected="another world model than the planner's", found="it", hint=hint)
+        model, params = pipeline.load_model(wanted.held_out, manifest, path)
+        stage_world = World(model, manifest.action_bins, wanted.to_pay())
+        held_out = closed_loop.Stage(stage_world, params, jax.random.key(evaluation.seed + 1))
+    asked = pipeline.inquiry(settings, tested, known, manifest, checkpoint, _note)
+    real = None
+    if truth is not None:
+        real = closed_loop.true_stage(truth, asked.tested, manifest.action_bins, asked.reward), truth
+    by = groups.parse(flags.by) if flags.by is not None else ()
+    found = policies.tabulate(asked, by=by, truth=real, held_out=held_out)
+    for title, table in policy_report.tables(found).items():
+        cli.console.print(cli.table(table, title=title))
+    footer = (
+        f"{asked.tested.num_stays} stays; behaviour {wanted.behaviour}, softening {wanted.softening:g}, reward "
+        f"{wanted.reward}, guideline penalty {wanted.guideline_penalty:g}. {safety.footnote()}"
+    )
+    written = policy_report.write(found, flags.out or settings.run / "policies", footer)
+    cli.console.print(f"{policy_report.NOTE} {footer}")
+    cli.console.print(f"Written: {', '.join(str(file) for file in written)}")
+    return policy_report.flat(found)
+
+
+def _ranking(settings: Config) -> Numbers:
+    if settings.cohort.source != "simulator":
+        raise InputError("cohort", field="source", expected="simulator, whose truth is known", found="another")
+    wanted = dataclasses.replace(settings.policies, names=ranking.NAMES, softening=ranking.MIX)
+    found, numbers = {}, {}
+    for number in range(1, settings.evaluation.cohorts + 1):
+        own = dataclasses.replace(
+            settings,
+            policies=wanted,
+            cohort=dataclasses.replace(settings.cohort, seed=settings.cohort.seed + number),
+            run=settings.run / f"cohort {number}",
+        )
+        tested, manifest, truth = pipeline.fresh_patients(own, max(settings.evaluation.fresh_patients, 1))
+        known = pipeline.simulated(own)
+        asked = pipeline.inquiry(own, tested, known, manifest, checkpoints.CARRY, _note)
+        stage = closed_loop.true_stage(truth, asked.tested, manifest.action_bins, asked.reward)
+        treating = contenders.true_clinicians(truth, manifest.action_bins)
+        estimated = asked.estimate if known.propensity is not None else None
+        judged = ranking.judge(asked, stage, treating, estimated)
+        wide = judged.pivot(index="policy", columns=["propensities", "estimator"], values="value")
+        wide.columns = [f"{estimator}, {kind}" for kind, estimator in wide.columns]
+        truths = judged.groupby("policy")[["true", "death_90d"]].first()
+        cli.console.print(
+            cli.table(truths.join(wide).sort_values("true"), title=f"Cohort {number}: mixed half and half")
+        )
+        found[str(number)] = ranking.scores(judged)
+        numbers |= {f"cohort{number}_{name}": value for name, value in found[str(number)].items()}
+    cli.console.print(cli.table(ranking.summary(found), title=f"Mean over {len(found)} cohorts (least to most)"))
+    cli.console.print("Research software, not for care.")
+    return numbers
+
+
+def _note(name: str, updates: int, loss: float) -> None:
+    cli.console.print(f"{name}: {updates} updates, loss {loss:.3g}")
 
 
 def _case(settings: Config, flags: Flags, stay_id: int) -> Numbers:

@@ -17,8 +17,11 @@ from sepsis_jax.data.mimic import MimicSettings
 from sepsis_jax.dynamics.patient.parameters import Knobs
 from sepsis_jax.dynamics.worldmodel.training import TrainSettings
 from sepsis_jax.errors import SEEDS, InputError, check_range
+from sepsis_jax.evaluation.policy_settings import PolicySettings
 from sepsis_jax.evaluation.settings import EvaluationSettings
+from sepsis_jax.ope.fqe import FQESettings
 from sepsis_jax.policies.clinician import ClinicianSettings
+from sepsis_jax.policies.offline_rl.training import OfflineSettings
 from sepsis_jax.policies.planner import PlannerSettings
 
 
@@ -59,6 +62,9 @@ class Config:
       planner: candidates, samples and horizon of the planner.
       agent: the loop over patients.
       evaluation: the tables.
+      policies: who stands in the policy table, and how policies are judged.
+      offline_rl: the policies that learn from recorded decisions.
+      fqe: the values behind FQE and the doubly robust estimates.
     """
 
     run: Path = Path("runs/demo")
@@ -70,6 +76,9 @@ class Config:
     planner: PlannerSettings = PlannerSettings()
     agent: AgentSettings = AgentSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    policies: PolicySettings = PolicySettings()
+    offline_rl: OfflineSettings = OfflineSettings()
+    fqe: FQESettings = FQESettings()
 
     @property
     def episodes(self) -> Path:

@@ -27,6 +27,10 @@ from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.worldmodel import checkpoint
 from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
 from sepsis_jax.errors import InputError
+from sepsis_jax.evaluation import contenders, policies, roster
+from sepsis_jax.evaluation.policies import Inquiry
+from sepsis_jax.evaluation.policy_settings import PLANNER
+from sepsis_jax.evaluation.roster import Progress
 from sepsis_jax.policies import clinician, planner, rules
 from sepsis_jax.simulation.course import World
 from sepsis_jax.simulation.policy import Policy, probs_on_record
@@ -258,3 +262,52 @@ def describe(config: Config, manifest: Manifest) -> dict[str, str]:
         "Seed": str(config.agent.seed),
         "Code": f"sepsis_jax {manifest.code_version}",
     }
+
+
+def inquiry(
+    config: Config,
+    tested: Episodes,
+    known: Episodes,
+    manifest: Manifest,
+    checkpoint_path: Path,
+    report: Progress | None,
+) -> Inquiry:
+    """What the policy table is to find out.
+
+    Args:
+      tested: stays that no policy has seen. known: the cohort whose train split teaches policies and values.
+      checkpoint_path: world model of the planner; read only if it is asked for.
+      report: of learned policies.
+    """
+    settings, reward, seed = config.policies, config.policies.to_pay(), config.evaluation.seed
+    known = policies.known_outcomes(known, reward)
+    tested = policies.known_outcomes(tested, reward)
+    train = part(known, "train", config.run)
+    scaler = jax.tree.map(jax.numpy.asarray, manifest.scaler)
+    clinicians, estimate = policies.treating(settings, config.clinician, known, scaler, config.agent.seed)
+    everyone = roster.naive(train) | roster.learned(config.offline_rl, train, scaler, reward, seed, report)
+    described = [dataclasses.asdict(one) for one in (config.offline_rl, config.clinician, config.cohort)]
+    depends: list[Any] = [manifest.source, manifest.source_version, tested.num_stays, known.num_stays, seed]
+    depends += [settings.fit_stays, config.agent.seed, version("sepsis_jax"), dataclasses.asdict(reward), *described]
+    if PLANNER in settings.names:
+        model, params = load_model(checkpoint_path, manifest, "the cohort")
+        fitted = clinician.fit(config.clinician, known, params.scaler, jax.random.key(config.agent.seed))
+        world = World(model, manifest.action_bins, PUBLISHED, clinician.Clinician(config.clinician))
+        everyone[PLANNER] = contenders.planning(world, params, fitted, config.planner, seed, settings.played)
+        depends += [dataclasses.asdict(config.planner), identity(config, checkpoint_path)]
+    return Inquiry(
+        everyone={name: everyone[name] for name in settings.names},
+        clinicians=clinicians,
+        estimate=estimate,
+        tested=tested,
+        fitted=train.take(slice(settings.fit_stays)),
+        scaler=scaler,
+        bins=manifest.action_bins,
+        reward=reward,
+        settings=settings,
+        fqe=config.fqe,
+        draws=config.evaluation.draws,
+        seed=seed,
+        folder=config.run / "policies" / "kept",
+        depends=depends,
+    )

@@ -196,3 +196,50 @@ def svg(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def forest(figure: Figure, rows: Any, *, truth: Any = None) -> None:
+    """Values of policies with their intervals, one panel an estimator; hollow where they are not reliable.
+
+    Args:
+      rows: DataFrame with columns policy, estimator, value, low, high, reliable.
+      truth: Series policy -> true value, drawn as a cross; None without.
+    """
+    policies, estimators = list(dict.fromkeys(rows["policy"])), list(dict.fromkeys(rows["estimator"]))
+    height = {name: len(policies) - i for i, name in enumerate(policies)}
+    panels = figure.subplots(1, len(estimators), sharey=True, squeeze=False)[0]
+    for axes, estimator in zip(panels, estimators, strict=True):
+        for row in rows[rows["estimator"] == estimator].itertuples():
+            color = CHOSEN if row.reliable else UNTREATED
+            axes.plot([row.low, row.high], [height[row.policy]] * 2, color=color, linewidth=1.2)
+            fill = color if row.reliable else "white"
+            axes.plot(row.value, height[row.policy], "o", color=color, markerfacecolor=fill, markersize=4)
+        if truth is not None:
+            axes.plot([truth[name] for name in policies], list(height.values()), "x", color=CLINICIAN, markersize=5)
+        own = rows[(rows["estimator"] == estimator) & (rows["policy"] == policies[0])]["value"].iloc[0]
+        axes.axvline(own, color=RECORD, linewidth=0.6, linestyle=":")
+        axes.set_title(estimator, fontsize=9)
+        axes.set_xlabel("value", fontsize=8)
+        axes.tick_params(labelsize=8)
+    panels[0].set_yticks(list(height.values()), policies)
+
+
+def weights(figure: Figure, diagnoses: Any, edges: Any) -> None:
+    """Effective stays by step, and stays by the size of their weight, of each policy.
+
+    Args:
+      diagnoses: mapping policy -> `ope.diagnostics.Diagnosis`. edges: f[13] powers of ten between its classes.
+    """
+    left, right = figure.subplots(1, 2)
+    places = np.append(np.asarray(edges), edges[-1] + 1) - 0.5
+    for name, one in diagnoses.items():
+        left.plot(np.maximum(one.ess_at, 0.5), linewidth=1.0, label=name)
+        right.plot(places, np.maximum(one.histogram, 0.5), linewidth=1.0, label=name, drawstyle="steps-mid")
+    for axes in (left, right):
+        axes.set_yscale("log")
+        axes.tick_params(labelsize=8)
+    left.set_xlabel("decision", fontsize=8)
+    left.set_ylabel("effective stays", fontsize=8)
+    right.set_xlabel("weight, power of ten (left: none)", fontsize=8)
+    right.set_ylabel("stays", fontsize=8)
+    right.legend(fontsize=6, ncols=2)

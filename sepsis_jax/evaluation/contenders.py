@@ -17,7 +17,7 @@ from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.evaluation import oracle
 from sepsis_jax.evaluation.choosers import clinicians, follow, plan, plan_with_truth, thoughts
 from sepsis_jax.evaluation.closed_loop import Chances, Stage, play
-from sepsis_jax.evaluation.policy_table import CLINICIANS, Result, kept
+from sepsis_jax.evaluation.policy_table import CLINICIANS, Result, kept_result
 from sepsis_jax.policies.planner import PlannerSettings, planned
 from sepsis_jax.policies.rules import Fixed, Guideline, MostLikely
 from sepsis_jax.simulation.course import World
@@ -111,7 +111,7 @@ def _nothing(episodes: Episodes) -> np.ndarray:
 def play_all(
     everyone: Mapping[str, Contender], episodes: Episodes, stage: Stage, folder: Path, depends: Any
 ) -> dict[str, Result]:
-    """Results by name, each kept in `folder` as soon as it is there (see `policy_table.kept`).
+    """Results by name, each kept in `folder` as soon as it is there (see `keep.kept`).
 
     Args:
       depends: plain types that tell these patients, models and stage from others.
@@ -124,5 +124,5 @@ def play_all(
         def compute(one: Contender = one, some: Episodes = some, name: str = name) -> Any:
             return play(one.chances, some, stage, title=name)
 
-        results[name] = kept(folder, name, key, compute)
+        results[name] = kept_result(folder, name, key, compute)
     return results

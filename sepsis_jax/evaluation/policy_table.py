@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
-import json
-import re
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sepsis_jax import files
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation.closed_loop import Played
+from sepsis_jax.evaluation.keep import kept, slug
 from sepsis_jax.ope.bootstrap import interval, patient_counts
 from sepsis_jax.policies.planner import PlannerSettings
 
@@ -49,27 +44,17 @@ class Result:
         return cls(played.death_90d, played.value, vasopressor, fluid, np.float64(seconds))
 
 
-def kept(folder: Path, name: str, depends: Any, compute: Callable[[], Played]) -> Result:
-    """The result of policy `name` as `folder` keeps it, or computed and kept there, so that a stopped run goes on.
+def kept_result(folder: Path, name: str, depends: Any, compute: Callable[[], Played]) -> Result:
+    """The result of policy `name` as `folder` keeps it, or computed and kept there (see `keep.kept`)."""
 
-    Args:
-      depends: plain types that say what the result depends on; one that was kept under another is not taken.
-    """
-    digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    file = folder / f"{slug(name)}-{digest}.npz"
-    if file.is_file():
-        try:
-            with np.load(file) as arrays:
-                return Result(**arrays)
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            hint = "remove it, and the policy is played again"
-            raise InputError(file, expected="a finished policy", found=type(error).__name__, hint=hint) from error
-    before = time.monotonic()
-    found = Result.of(compute(), time.monotonic() - before)
-    buffer = io.BytesIO()
-    np.savez(buffer, **{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
-    files.write(file, buffer.getvalue())
-    return found
+    def timed() -> dict[str, Any]:
+        before = time.monotonic()
+        return vars(Result.of(compute(), time.monotonic() - before))
+
+    found = kept(folder, name, depends, timed)
+    if set(found) != {field.name for field in dataclasses.fields(Result)}:
+        raise InputError(folder, expected=f"a finished policy '{name}'", found="other arrays", hint="remove the folder")
+    return Result(**found)
 
 
 def tabulate(
@@ -84,19 +69,22 @@ def tabulate(
       draws, seed: of the patient bootstrap.
 
     Returns:
-      Columns policy, patients, death_90d and saved (deaths that the policy saves, as a share of the patients), each
-      with _low and _high (95 %), value, vasopressor, fluid (mean levels), seconds, and samples, horizon, caution (NaN
-      for who does not plan).
+      Columns policy, patients, death_90d, saved (deaths that the policy saves, as a share of the patients), value and
+      gained (value above the clinicians'), each with _low and _high (95 %), vasopressor, fluid (mean levels), seconds,
+      and samples, horizon, caution (NaN for who does not plan).
     """
     base, rows = results[CLINICIANS], []
     for name, own in results.items():
         number = own.death_90d.size
         counts = patient_counts(np.arange(number), draws=draws, seed=seed)
         row: dict[str, Any] = {"policy": name, "patients": number}
-        for figure, each in (("death_90d", own.death_90d), ("saved", base.death_90d[:number] - own.death_90d)):
+        saved = base.death_90d[:number] - own.death_90d
+        gained = own.value - base.value[:number]
+        each_of = {"death_90d": own.death_90d, "saved": saved, "value": own.value, "gained": gained}
+        for figure, each in each_of.items():
             low, high = interval(counts @ each / number)
             row |= {figure: each.mean(), f"{figure}_low": low, f"{figure}_high": high}
-        row |= {figure: getattr(own, figure).mean() for figure in ("value", "vasopressor", "fluid", "seconds")}
+        row |= {figure: getattr(own, figure).mean() for figure in ("vasopressor", "fluid", "seconds")}
         row |= {key: getattr(planners.get(name), key, np.nan) for key in ("samples", "horizon", "caution")}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -124,8 +112,3 @@ def flat(table: pd.DataFrame) -> dict[str, float]:
         for name in table.columns
         if name != "policy"
     }
-
-
-def slug(name: str) -> str:
-    """The name of a policy in file names and keys."""
-    return re.sub(r"\W+", "_", name).strip("_")

@@ -26,6 +26,7 @@ class EvaluationSettings:
         each of their decisions, which is what takes the time.
       planner_samples: S of the planner in that table.
       planner_patients: whom the planners treat in the true simulator; the other policies treat everyone.
+      cohorts: simulated cohorts on which policies are ranked.
       draws: of the patient bootstrap.
       seed: of the bootstrap, of the choice of decisions and of all samples.
     """
@@ -41,13 +42,14 @@ class EvaluationSettings:
     safety_stays: int = 0
     planner_samples: int = 64
     planner_patients: int = 5000
+    cohorts: int = 5
     draws: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_range(self, "evaluation", safety_stays=(0, math.inf), planner_samples=(2, MOST_SAMPLES), seed=SEEDS)
         check_range(self, "evaluation", draws=(100, 1_000_000), fresh_patients=(0, 10_000_000))
-        check_range(self, "evaluation", planner_patients=(1, 10_000_000))
+        check_range(self, "evaluation", planner_patients=(1, 10_000_000), cohorts=(1, 1000))
         numbers = dict.fromkeys(("decisions", "rollouts"), (1, 100_000_000))
         check_range(self, "evaluation", effects=(0, 100_000_000), **numbers)
         check_range(

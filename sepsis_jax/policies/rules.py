@@ -1,4 +1,4 @@
-"""Simple rules: treat nobody, follow the guideline from the monitor, do what another policy does most often."""
+"""Simple rules: treat nobody, throw dice, follow the guideline, do what another policy does most often."""
 
 from __future__ import annotations
 
@@ -31,6 +31,21 @@ class Fixed:
         """See `Policy.probs`."""
         action = actions.encode(jnp.array([self.vasopressor, self.fluid]))
         return jax.nn.one_hot(action, actions.NUM_ACTIONS), carry
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """`Policy`: every action is as likely as any other."""
+
+    def init(self, params: Any, history: History) -> Any:
+        """See `Policy.init`."""
+        return None
+
+    def probs(
+        self, params: Any, carry: Any, obs: jax.Array, mask: jax.Array, prev_action: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """See `Policy.probs`."""
+        return jnp.full(actions.NUM_ACTIONS, 1 / actions.NUM_ACTIONS), carry
 
 
 @dataclasses.dataclass(frozen=True)

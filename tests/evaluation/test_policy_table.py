@@ -84,13 +84,13 @@ def test_finished_policies_are_kept(tmp_path):
         calls.append(1)
         return played()
 
-    first = policy_table.kept(tmp_path, "a (b)", [1], compute)
-    again = policy_table.kept(tmp_path, "a (b)", [1], compute)
+    first = policy_table.kept_result(tmp_path, "a (b)", [1], compute)
+    again = policy_table.kept_result(tmp_path, "a (b)", [1], compute)
     jax.tree.map(np.testing.assert_array_equal, dataclasses.asdict(first), dataclasses.asdict(again))
     assert len(calls) == 1
     np.testing.assert_array_equal(first.vasopressor, [2, 4])
     np.testing.assert_array_equal(first.fluid, [2, 0])
-    policy_table.kept(tmp_path, "a (b)", [2], compute)  # depends on something else: not taken
+    policy_table.kept_result(tmp_path, "a (b)", [2], compute)  # depends on something else: not taken
     assert len(calls) == 2 and len(list(tmp_path.iterdir())) == 2
 
 
@@ -99,7 +99,7 @@ def test_a_policy_that_fails_keeps_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        policy_table.kept(tmp_path, "a", [1], compute)
+        policy_table.kept_result(tmp_path, "a", [1], compute)
     assert not list(tmp_path.iterdir())
 
 

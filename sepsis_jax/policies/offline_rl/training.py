@@ -35,7 +35,7 @@ class OfflineSettings:
     """
 
     hidden: int = 128
-    updates: int = 6000
+    updates: int = 3000
     batch_size: int = 512
     learning_rate: float = 1e-3
     follow: float = 0.01
