@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from factories import make_episodes
 
 from sepsis_jax.clinical.actions import NUM_ACTIONS, encode
+from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.clinical.reward import OUTCOME_ONLY, PUBLISHED
 from sepsis_jax.errors import InputError
+from sepsis_jax.ope import logged
+from sepsis_jax.ope import table as table_of
 from sepsis_jax.ope.table import evaluate_policies
 
 EPISODES = make_episodes(300, 6, seed=1)
@@ -87,3 +91,45 @@ def test_bad_input_is_one_line(change, message):
     with pytest.raises(InputError, match=message) as caught:
         evaluate_policies(**given, draws=100)
     assert "\n" not in str(caught.value)
+
+
+def test_a_group_is_judged_as_if_it_were_alone():
+    data = logged.log(EPISODES, BEHAVIOUR, PUBLISHED)
+    inside = np.asarray(EPISODES.static)[:, 1] == 1
+    alone = jax.tree.map(lambda leaf: np.asarray(leaf)[inside], data)
+    for kind in ("percentile", "bca"):
+        found, expected = (
+            table_of.evaluate(one, {"other": logged.target(one, probs)}, draws=300, kind=kind, among=among)["other"]
+            for one, probs, among in ((data, OTHER, inside), (alone, OTHER[inside], None))
+        )
+        for name in ("wis", "wpdis", "is"):
+            for key in ("value", "low", "high", "se"):
+                assert getattr(found[name], key) == pytest.approx(getattr(expected[name], key), rel=1e-3), (name, key)
+            assert found[name].diagnosis.ess == pytest.approx(expected[name].diagnosis.ess, rel=1e-4)
+            assert found[name].diagnosis.stays == inside.sum()
+    with pytest.raises(InputError, match="among"):
+        table_of.evaluate(data, {"other": logged.target(data, OTHER)}, among=np.zeros(300, bool))
+
+
+def test_rewards_of_your_own():
+    own = RNG.normal(size=EPISODES.valid.shape)
+    found = evaluate_policies(EPISODES, {"clinicians": BEHAVIOUR}, BEHAVIOUR, own, ["wis"], draws=100).iloc[0]
+    assert found.value == pytest.approx(np.where(EPISODES.valid, own, 0).sum(axis=1).mean(), abs=1e-4)
+    own[0, 0] = np.nan
+    with pytest.raises(InputError, match="nan at stay 0, step 0"):
+        evaluate_policies(EPISODES, {"clinicians": BEHAVIOUR}, BEHAVIOUR, own, ["wis"])
+
+
+def test_the_guideline_penalty_counts_broken_decisions():
+    strict = dataclasses.replace(PUBLISHED, guideline=-2.0)
+    taken_off = logged.earned(EPISODES, strict) - logged.earned(EPISODES, PUBLISHED)
+    for b in range(40):
+        for t in range(6):
+            meanbp, lactate = EPISODES.obs[b, t, INDEX["meanbp"]], EPISODES.obs[b, t, INDEX["lactate"]]
+            before = EPISODES.action[b, t - 1, 0] if t else EPISODES.prior_action[b, 0]
+            vasopressor, fluid = EPISODES.action[b, t]
+            first = (lactate > 2 or meanbp < 65) and vasopressor == 0 and fluid == 0
+            second = meanbp >= 65 and vasopressor > before
+            expected = -2.0 * (first or second) * (t < EPISODES.length[b])
+            assert taken_off[b, t] == pytest.approx(expected, abs=1e-5), (b, t)
+    assert (taken_off < 0).any()

@@ -244,3 +244,18 @@ def test_summary_equals_numpy_statistics():
         now = HISTORIES.obs[b, HISTORIES.length[b] - 1, LACTATE]
         np.testing.assert_allclose(got.events["lactate_falls"][b, k, h], (alive[:, LACTATE] < now).mean(), rtol=1e-6)
         np.testing.assert_allclose(got.events["ventilated"][b, k, h], 0.25, rtol=1e-6)
+
+
+def test_a_guideline_penalty_is_paid_at_each_broken_decision():
+    """No treatment: every lived step in hypoperfusion, as the course itself saw it."""
+    strict = dataclasses.replace(PUBLISHED, guideline=-2.0)
+    patient = one(HISTORIES, 0)
+    plan, key = np.zeros((6, 2), np.int8), trajectory_key(jax.random.key(0), 1, 0, 0)
+    mild, hard = (
+        rollout(toy_world(reward), toy_params(), None, patient, plan, key, horizon=6) for reward in (PUBLISHED, strict)
+    )
+    seen = np.concatenate([np.asarray(patient.obs)[None, 0], np.asarray(hard.steps.obs)[:-1]])
+    there = np.concatenate([[True], np.asarray(hard.steps.exit)[:-1] == 0])
+    broken = there & ((seen[:, LACTATE] > 2) | (seen[:, MAP] < 65))
+    np.testing.assert_allclose(hard.value - mild.value, -2.0 * broken.sum(), atol=1e-4)
+    assert broken.any()
