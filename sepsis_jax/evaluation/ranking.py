@@ -17,7 +17,7 @@ from scipy.stats import kendalltau
 from sepsis_jax.evaluation import off_policy, policy_table
 from sepsis_jax.evaluation.closed_loop import Stage
 from sepsis_jax.evaluation.contenders import Contender
-from sepsis_jax.evaluation.off_policy import ALL, ESTIMATORS
+from sepsis_jax.evaluation.off_policy import ALL
 from sepsis_jax.evaluation.policies import Inquiry, true_values
 
 NAMES = ("guideline rule", "best simple rule", "no treatment", "BC", "CQL", "IQL", "planner")
@@ -100,10 +100,9 @@ def tau_of_pairs(rows: pd.DataFrame) -> float:
 def summary(cohorts: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """One row a kind of propensities and estimator: mean over the cohorts (least to most) of each score."""
     table = pd.DataFrame(cohorts).T
-    kinds = dict.fromkeys(name.split("_")[1] for name in table if name.startswith("tau_"))
     out: dict[str, dict[str, str]] = {}
-    for kind, estimator in itertools.product(kinds, ESTIMATORS):
-        key = f"{kind}_{estimator.lower()}"
+    for key in [name.removeprefix("error_") for name in table if name.startswith("error_")]:
+        kind, estimator = key.split("_")
         figures = {
             "tau": f"tau_{key}",
             "tau, reliable ones": f"tau_{key}_reliable",
@@ -112,7 +111,7 @@ def summary(cohorts: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
             "covered": f"covered_{key}",
             "reliable": f"reliable_{key}",
         }
-        out[f"{estimator}, {kind}"] = {
+        out[f"{estimator.upper()}, {kind}"] = {
             title: f"{table[name].mean():.2f} ({table[name].min():.2f} to {table[name].max():.2f})"
             for title, name in figures.items()
         }

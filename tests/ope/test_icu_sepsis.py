@@ -8,10 +8,10 @@ import sys
 import types
 from pathlib import Path
 
-import icu_mdp
 import jax
 import numpy as np
 import pytest
+from truths import icu_mdp
 
 from sepsis_jax.ope import bootstrap, logged
 from sepsis_jax.ope.diagnostics import diagnose
@@ -28,7 +28,7 @@ def double():
 
 @pytest.fixture(scope="module")
 def mdp():
-    return icu_mdp.load()
+    return icu_mdp()
 
 
 @pytest.fixture(scope="module")

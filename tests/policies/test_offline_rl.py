@@ -9,15 +9,16 @@ import sys
 import types
 from pathlib import Path
 
-import icu_mdp
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import fit_scaler, make_episodes
+from truths import icu_mdp
 
 from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.errors import InputError
+from sepsis_jax.ope import icu_sepsis
 from sepsis_jax.policies import inputs
 from sepsis_jax.policies.offline_rl import algorithms, training, transitions
 from sepsis_jax.policies.offline_rl.algorithms import Batch
@@ -255,11 +256,11 @@ def test_bad_input(run, words):
 @pytest.mark.timeout(1200)
 def test_exact_values_on_icu_sepsis():
     """20,000 stays of its expert (value .7818); the best policy has .875, chance .7801."""
-    mdp = icu_mdp.load()
+    mdp = icu_mdp()
     data, states = mdp.draw(20_000, seed=0)
     rows = transitions.of_stays(states[..., None], data.action, data.reward, data.length, sofa=mdp.sofa[states])
-    table = np.concatenate([np.eye(icu_mdp.LIVE, dtype=np.float32), np.zeros((1, icu_mdp.LIVE), np.float32)])
-    flat = np.append(states[data.valid], icu_mdp.LIVE)  # one-hot, as one table that rows point into
+    table = np.concatenate([np.eye(icu_sepsis.LIVE, dtype=np.float32), np.zeros((1, icu_sepsis.LIVE), np.float32)])
+    flat = np.append(states[data.valid], icu_sepsis.LIVE)  # one-hot, as one table that rows point into
     rows = rows.replace(inputs=jnp.asarray(table), now=jnp.asarray(flat)[rows.now], after=jnp.asarray(flat)[rows.after])
     settings = OfflineSettings(updates=2000, seeds=1, reports=1)
     found = {}
