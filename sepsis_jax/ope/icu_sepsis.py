@@ -12,10 +12,12 @@ import functools
 import importlib.util
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from sepsis_jax.errors import InputError
 from sepsis_jax.ope.logged import Logged
+from sepsis_jax.policies.offline_rl.transitions import Transitions, of_stays
 
 LIVE, SURVIVAL = 713, 714
 """States 0 to 712 go on; 713 is death."""
@@ -124,3 +126,16 @@ def load() -> Mdp:
     with np.load(Path(spec.origin).parent / "envs/assets/dynamics.npz") as arrays:
         to, start, expert, sofa = (arrays[name] for name in ("tx_mat", "d_0", "expert_policy", "sofa_scores"))
     return Mdp(to[:LIVE, :, :715], start[:LIVE], expert[:LIVE], sofa[:LIVE])
+
+
+def experience(mdp: Mdp, data: Logged, states: np.ndarray) -> Transitions:
+    """The transitions of drawn stays between one-hot states; row `LIVE` of the table is the end."""
+    rows = of_stays(states[..., None], data.action, data.reward, data.length, sofa=mdp.sofa[states])
+    state = jnp.asarray(np.append(states[data.valid], LIVE))
+    table = jnp.asarray(np.concatenate([one_hot(), np.zeros((1, LIVE), np.float32)]))
+    return rows.replace(inputs=table, now=state[rows.now], after=state[rows.after])  # type: ignore[attr-defined]
+
+
+def one_hot() -> np.ndarray:
+    """f32[713,713] inputs of all states."""
+    return np.eye(LIVE, dtype=np.float32)

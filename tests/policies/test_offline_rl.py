@@ -258,15 +258,12 @@ def test_exact_values_on_icu_sepsis():
     """20,000 stays of its expert (value .7818); the best policy has .875, chance .7801."""
     mdp = icu_mdp()
     data, states = mdp.draw(20_000, seed=0)
-    rows = transitions.of_stays(states[..., None], data.action, data.reward, data.length, sofa=mdp.sofa[states])
-    table = np.concatenate([np.eye(icu_sepsis.LIVE, dtype=np.float32), np.zeros((1, icu_sepsis.LIVE), np.float32)])
-    flat = np.append(states[data.valid], icu_sepsis.LIVE)  # one-hot, as one table that rows point into
-    rows = rows.replace(inputs=jnp.asarray(table), now=jnp.asarray(flat)[rows.now], after=jnp.asarray(flat)[rows.after])
+    rows = icu_sepsis.experience(mdp, data, states)
     settings = OfflineSettings(updates=2000, seeds=1, reports=1)
     found = {}
     for name in ("BC", "CQL", "BCQ", "IQL", "WD3QNE"):
         networks = training.fit(name, settings, rows, jax.random.key(0))
-        probs = np.asarray(training.probs_of(name, settings, networks, table[:-1]), np.float64)
+        probs = np.asarray(training.probs_of(name, settings, networks, icu_sepsis.one_hot()), np.float64)
         found[name] = mdp.value(probs / probs.sum(axis=1, keepdims=True))
     assert abs(found.pop("BC") - 0.7818) < 0.005
     assert min(found.values()) >= 0.79, found
