@@ -136,7 +136,7 @@ def evaluate(
             each, scale = _terms(data, targets[name], log_clip)
             without = bootstrap.leave_out(jax.tree.map(lambda leaf: leaf[some], each), scale, subject[some])
         for estimator in ESTIMATORS:
-            value, one = float(values[estimator][number]), drawn[estimator][number]
+            value, one = float(values[estimator][number]), np.asarray(drawn[estimator][number], np.float64)
             low, high = bootstrap.bca_interval(one, value, without[estimator]) if without else bootstrap.interval(one)
             if np.isfinite(one).mean() < MOST_DRAWS:
                 low = high = float("nan")
