@@ -2,9 +2,9 @@
 
     Q <- argmin sum (Q(s,a) - r - g sum_a' pi(a'|s') Q'(s',a'))^2,   Q' follows Q slowly
 
-One network a policy, all policies side by side. A reward that pays the outcome ends every stay at its last recorded
-step, also where the record was cut; otherwise the last step of a stay that was cut has no successor and teaches
-nothing.
+Q(s,a) = V(s) + A(s,a), with A drawn towards 0. One network a policy, all policies side by side. A reward that pays the
+outcome ends every stay at its last recorded step, also where the record was cut; otherwise the last step of a stay that
+was cut has no successor and teaches nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class FQESettings:
     Attributes:
       hidden: width of the two hidden layers. updates: gradient steps. batch_size: transitions in each.
       learning_rate: of Adam, falling to 0. follow: share of Q that Q' takes on in an update.
+      shrinkage: price of a squared advantage of any action (in SDs of the returns), so that what was hardly ever given
+        is worth what its state is worth; 0 lets the network guess (docs/decisions.md).
     """
 
     hidden: int = 128
@@ -41,10 +43,11 @@ class FQESettings:
     batch_size: int = 512
     learning_rate: float = 1e-3
     follow: float = 0.02
+    shrinkage: float = 0.5
 
     def __post_init__(self) -> None:
         check_range(self, "fqe", hidden=(1, 65536), updates=(1, math.inf), batch_size=(1, math.inf))
-        check_range(self, "fqe", learning_rate=(0, 10), follow=(0, 1))
+        check_range(self, "fqe", learning_rate=(0, 10), follow=(0, 1), shrinkage=(0, 1e6))
 
 
 @struct.dataclass
@@ -88,8 +91,19 @@ def q_values(settings: FQESettings, values: Values, inputs: jax.Array) -> jax.Ar
     return values.mean + values.sd * found
 
 
-def _network(settings: FQESettings, inputs: int, rngs: nnx.Rngs) -> Perceptron:
-    return Perceptron(inputs, settings.hidden, NUM_ACTIONS, rngs, zero=True)
+class _Network(nnx.Module):
+    """Q(s, a) = V(s) + A(s, a)."""
+
+    def __init__(self, inputs: int, hidden: int, rngs: nnx.Rngs) -> None:
+        self.state = Perceptron(inputs, hidden, 1, rngs, zero=True)
+        self.advantage = Perceptron(inputs, hidden, NUM_ACTIONS, rngs, zero=True)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return self.state(inputs) + self.advantage(inputs)
+
+
+def _network(settings: FQESettings, inputs: int, rngs: nnx.Rngs) -> _Network:
+    return _Network(inputs, settings.hidden, rngs)
 
 
 def _graph(settings: FQESettings, inputs: int) -> Any:
@@ -107,12 +121,15 @@ def _fit(settings: FQESettings, rows: Transitions, probs: jax.Array, key: jax.Ar
     optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.updates))
 
     def loss(network: Any, slow: Any, probs: jax.Array, batch: Transitions) -> jax.Array:
-        q = nnx.merge(graph, network)(rows.inputs[batch.now])
+        parts, inputs = nnx.merge(graph, network), rows.inputs[batch.now]
+        advantage = parts.advantage(inputs)
+        q = parts.state(inputs) + advantage
         taken = mean + jnp.take_along_axis(q, batch.action[:, None], axis=1)[:, 0]
         after = nnx.merge(graph, slow)(rows.inputs[batch.after])
         ahead = mean + (probs[batch.after] * after).sum(axis=1)
         goal = batch.reward / rows.sd + rows.gamma * batch.ongoing * ahead
-        return optax.huber_loss(taken, jax.lax.stop_gradient(goal), delta=10.0).mean()
+        distance = optax.huber_loss(taken, jax.lax.stop_gradient(goal), delta=10.0).mean()
+        return distance + settings.shrinkage * (advantage**2).mean()
 
     def update(carry: tuple[Any, Any, Any], key: jax.Array) -> tuple[tuple[Any, Any, Any], None]:
         networks, slow, state = carry

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from sepsis_jax.ope.estimators import value
 from sepsis_jax.ope.logged import Logged
 
 STEPS, STAYS = 4, 3000
-SETTINGS = fqe.FQESettings(hidden=32, updates=1500, batch_size=256, learning_rate=3e-3, follow=0.05)
+SETTINGS = fqe.FQESettings(hidden=32, updates=1500, batch_size=256, learning_rate=3e-3, follow=0.05, shrinkage=0.0)
 POLICIES = np.zeros((2, 25))
 POLICIES[0, [0, 1]], POLICIES[1, [0, 1]] = (0.9, 0.1), (0.2, 0.8)
 
@@ -80,3 +82,12 @@ def test_a_stay_that_was_cut_teaches_nothing_at_its_end():
     assert np.abs(q - expected).mean() < 50
     learned = fqe.fit(SETTINGS, kept, inputs, probs, jax.random.key(0))
     assert np.abs(np.asarray(fqe.q_values(SETTINGS, learned, inputs))[0, :, -1, :2] - expected).mean() > 300
+
+
+def test_what_was_never_given_is_worth_what_its_state_is_worth():
+    """Actions 2 to 24 are in no stay: free, the network guesses; shrunk, they lie between the two that are."""
+    data, inputs, probs = chain()
+    settings = dataclasses.replace(SETTINGS, shrinkage=0.5)
+    q = np.asarray(fqe.q_values(settings, fqe.fit(settings, data, inputs, probs, jax.random.key(0)), inputs))[0]
+    low, high = q[..., :2].min(axis=-1), q[..., :2].max(axis=-1)
+    assert ((q[..., 2:] > low[..., None]) & (q[..., 2:] < high[..., None])).mean() > 0.9
