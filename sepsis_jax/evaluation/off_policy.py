@@ -2,8 +2,9 @@
 
 A policy may be softened: the clinicians act in its place with some probability, and that mixture is judged. Values Q
 are fitted on other patients (`ope.fqe`); intervals come from drawing patients, with Q and the treating policy as they
-are. FQE asks no weights, so no number of stays warns of it: it is called unreliable where more than a tenth of what the
-policy does is what clinicians hardly ever do.
+are. FQE asks no weights, so no number of effective stays warns of it: it is called unreliable where more than a tenth
+of what the policy does is what clinicians hardly ever do, where it rests on fewer than 50 patients, and where it
+promises more or less than any stay has earned.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from sepsis_jax.data.episodes import EXIT_TRUNCATED, Episodes
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.evaluation import groups
 from sepsis_jax.ope import fqe, logged
-from sepsis_jax.ope.diagnostics import Diagnosis, diagnose
+from sepsis_jax.ope.diagnostics import LEAST_ESS, Diagnosis, diagnose
 from sepsis_jax.ope.estimators import log_weights
 from sepsis_jax.ope.fqe import FQESettings
 from sepsis_jax.ope.logged import Logged, Target
-from sepsis_jax.ope.table import evaluate
+from sepsis_jax.ope.table import Estimate, evaluate
 from sepsis_jax.policies import behaviour, inputs
 
 ESTIMATORS = {"DR": "dr", "WIS": "wis", "WPDIS": "wpdis", "FQE": "dm"}
@@ -58,6 +59,11 @@ class Evidence:
         """The tested stays with their rewards."""
         return logged.log(self.tested, self.treated, self.reward)
 
+    @property
+    def learned(self) -> Logged:
+        """The stays of the values with their rewards."""
+        return logged.log(self.fitted, self.treated_fitted, self.reward)
+
 
 @dataclasses.dataclass(frozen=True)
 class Decisions:
@@ -69,7 +75,7 @@ class Decisions:
 
 def targets(evidence: Evidence, policies: Mapping[str, Decisions], seed: int) -> dict[str, Target]:
     """Every policy with its fitted values. Policies learn side by side, from one draw of batches."""
-    train = logged.log(evidence.fitted, evidence.treated_fitted, evidence.reward)
+    train = evidence.learned
     ended = None if evidence.reward.pays_outcome else np.asarray(evidence.fitted.exit) != EXIT_TRUNCATED
     stacked = np.stack([one.fitted for one in policies.values()])
     see = inputs.on_record(evidence.fitted, evidence.scaler)
@@ -98,7 +104,7 @@ def values(
       Columns by, level, policy, estimator, value, low, high (95 %), se, clipped (value with clipped weights),
       clipped_share (of the stays), stays, ess, max_share, reliable, reason.
     """
-    data, found = evidence.data, targets(evidence, policies, seed)
+    data, learned, found = evidence.data, evidence.learned, targets(evidence, policies, seed)
     weights = {name: np.asarray(log_weights(data, one), np.float64) for name, one in found.items()}
     strange = {name: _share(behaviour.unsupported(one.tested, evidence.treated)) for name, one in policies.items()}
     rows = []
@@ -108,7 +114,10 @@ def values(
         steps = evidence.tested.valid & inside[:, None]
         for name, of_policy in as_is.items():
             for column, estimator in ESTIMATORS.items():
-                one, (reliable, reason) = of_policy[estimator], _verdict(column, of_policy, strange[name](steps))
+                one, (reliable, reason) = (
+                    of_policy[estimator],
+                    _verdict(column, of_policy, strange[name](steps), learned),
+                )
                 row: dict[str, Any] = {"by": grouping, "level": level, "policy": name, "estimator": column}
                 row |= {key: getattr(one, key) for key in ("value", "low", "high", "se")}
                 row["clipped"] = clipped[name][estimator].value
@@ -119,15 +128,19 @@ def values(
     return pd.DataFrame(rows), {name: diagnose(log_w, subject) for name, log_w in weights.items()}
 
 
-def _verdict(column: str, of_policy: Mapping[str, Any], strange: float) -> tuple[bool, str]:
+def _verdict(column: str, of_policy: Mapping[str, Estimate], strange: float, learned: Logged) -> tuple[bool, str]:
     diagnosis = of_policy["wis"].diagnosis
     if column != "FQE":
         return diagnosis.reliable, diagnosis.reason
-    if diagnosis.patients < 2:
-        return False, diagnosis.reason
-    if strange > MOST_UNSUPPORTED:
-        return False, f"{100 * strange:.3g} % of its actions are hardly ever seen"
-    return True, ""
+    reason, returns = "", np.where(learned.valid, learned.reward, 0.0).sum(axis=1)
+    patients = min(diagnosis.patients, np.unique(learned.subject_id).size)
+    if patients < LEAST_ESS:
+        reason = f"{patients} patients, below {LEAST_ESS:.0f}"
+    elif not returns.min() <= of_policy["dm"].value <= returns.max():
+        reason = "outside of all returns that were seen"
+    elif strange > MOST_UNSUPPORTED:
+        reason = f"{100 * strange:.3g} % of its actions are hardly ever seen"
+    return not reason, reason
 
 
 def _groups(episodes: Episodes, by: tuple[str, ...]) -> list[tuple[str, str, np.ndarray]]:

@@ -15,7 +15,7 @@ from sepsis_jax.evaluation.policies import Findings, true_values
 from sepsis_jax.ope.diagnostics import EDGES
 
 MARK = "†"
-NOTE = f"{MARK} not reliable: too few effective stays, or actions that clinicians hardly ever choose."
+NOTE = f"{MARK} not reliable; policies.csv says why."
 RULES = ("guideline", "underdosing", "overdosing", "festor_a", "festor_b")
 
 

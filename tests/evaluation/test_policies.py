@@ -21,8 +21,10 @@ from sepsis_jax.evaluation.keep import kept
 from sepsis_jax.evaluation.policies import Inquiry
 from sepsis_jax.evaluation.policy_settings import NAMES, PolicySettings
 from sepsis_jax.evaluation.policy_table import CLINICIANS, Result
+from sepsis_jax.ope import logged
+from sepsis_jax.ope.diagnostics import Diagnosis
 from sepsis_jax.ope.fqe import FQESettings
-from sepsis_jax.ope.table import evaluate_policies
+from sepsis_jax.ope.table import Estimate, evaluate_policies
 from sepsis_jax.policies.clinician import ClinicianSettings
 from sepsis_jax.policies.offline_rl.training import OfflineSettings
 from sepsis_jax.policies.rules import Fixed
@@ -100,7 +102,26 @@ def test_habits_by_hand(findings):
     rare = [(treated(TESTED)[b, t] < 0.01).sum() * 0.04 for b, t in np.argwhere(valid)]
     assert habits.loc["flat", "unsupported"] == pytest.approx(np.mean(rare), rel=1e-5)
     fqe = findings.values[(findings.values["policy"] == "flat") & (findings.values["estimator"] == "FQE")].iloc[0]
-    assert fqe["reliable"] == (habits.loc["flat", "unsupported"] <= off_policy.MOST_UNSUPPORTED)
+    assert not fqe["reliable"] and fqe["reason"] == f"{TESTED.num_stays} patients, below 50"
+
+
+@pytest.mark.parametrize(
+    ("stays", "value", "strange", "reason"),
+    [
+        (60, 15.0, 0.1, ""),
+        (49, 15.0, 0.1, "49 patients"),
+        (60, 15.1, 0.1, "outside of all returns"),
+        (60, -15.1, 0.1, "outside of all returns"),
+        (60, 1.0, 0.11, "11 % of its actions"),
+    ],
+)
+def test_when_fitted_values_are_not_believed(stays, value, strange, reason):
+    many = EPISODES.take(slice(60))
+    learned = logged.log(many.take(slice(stays)), treated(many)[:stays], OUTCOME_ONLY)
+    diagnosis = Diagnosis(60, 60, 60.0, 0.02, np.zeros(1), np.zeros(14), True, "")
+    estimates = {name: Estimate(value, 1.0, 0.0, 1.0, diagnosis) for name in ("wis", "dm")}
+    reliable, why = off_policy._verdict("FQE", estimates, strange, learned)
+    assert reliable == (not reason) and why.startswith(reason)
 
 
 def test_finished_decisions_are_not_taken_again(tmp_path):
