@@ -84,6 +84,7 @@ def test_a_stay_that_was_cut_teaches_nothing_at_its_end():
     assert np.abs(np.asarray(fqe.q_values(SETTINGS, learned, inputs))[0, :, -1, :2] - expected).mean() > 300
 
 
+@pytest.mark.slow
 def test_what_was_never_given_is_worth_what_its_state_is_worth():
     """Actions 2 to 24 are in no stay: free, the network guesses; shrunk, they lie between the two that are."""
     data, inputs, probs = chain()

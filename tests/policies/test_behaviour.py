@@ -32,7 +32,7 @@ def test_nearest_neighbours_by_hand(monkeypatch):
         np.testing.assert_allclose(probs, (count + prior) / 17, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["knn", "mlp"])
+@pytest.mark.parametrize("kind", ["knn", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_cross_fitting_never_shows_a_patient_to_their_own_estimate(kind, monkeypatch):
     twice = EPISODES.replace(subject_id=np.repeat(np.arange(30), 2).astype(np.int32))
     seen, fit = [], behaviour.fit

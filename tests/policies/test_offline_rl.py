@@ -181,7 +181,9 @@ def two_steps(stays_=600, seed=0):
     return transitions.of_stays(see, action, reward, np.full(stays_, 2)), np.eye(3, dtype=np.float32)
 
 
-@pytest.mark.parametrize("name", ["DQN", "D3QN", "CQL", "BCQ", "WD3QNE"])
+@pytest.mark.parametrize(
+    "name", ["DQN", *(pytest.param(name, marks=pytest.mark.slow) for name in ("D3QN", "CQL", "BCQ", "WD3QNE"))]
+)
 def test_a_detour_that_pays_is_found(name):
     rows, table = two_steps()
     rows = rows.replace(sofa=jnp.full(rows.sofa.shape, 9.0))  # no expertise: what follows was drawn blindly
@@ -194,6 +196,7 @@ def test_a_detour_that_pays_is_found(name):
     assert seen[-1][2].mean() < seen[0][2].mean()
 
 
+@pytest.mark.slow
 def test_cloning_does_as_was_done_and_iql_better():
     rows, table = two_steps()
     found = {}
