@@ -296,6 +296,7 @@ def test_flags_that_make_no_sense(words, message):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_commands(tmp_path):
     """Both, at the smallest size that runs; the second time nothing is learned again."""
     shared = (
