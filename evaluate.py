@@ -85,8 +85,10 @@ class Flags:
         if self.case is not None and (self.compare or self.by is not None):
             raise InputError("--case", expected="no --compare or --by", found="one of them")
         others = self.by is not None or self.compare or self.case is not None or self.folds
-        if self.what == "planner" and others:
-            raise InputError("--what planner", expected="no --by, --compare, --case or --folds", found="one of them")
+        if self.what in ("planner", "ranking") and others:
+            raise InputError(
+                f"--what {self.what}", expected="no --by, --compare, --case or --folds", found="one of them"
+            )
         if self.what == "policies" and (self.compare or self.case is not None or self.folds):
             raise InputError("--what policies", expected="no --compare, --case or --folds", found="one of them")
         if self.folds and (self.checkpoint or self.compare or self.case is not None):
@@ -258,6 +260,9 @@ def _policies(settings: Config, flags: Flags) -> Numbers:
 def _ranking(settings: Config) -> Numbers:
     if settings.cohort.source != "simulator":
         raise InputError("cohort", field="source", expected="simulator, whose truth is known", found="another")
+    if not settings.evaluation.fresh_patients:
+        expected = "patients to judge policies on, e.g. configs/policies.yaml"
+        raise InputError("evaluation", field="fresh_patients", expected=expected, found=0)
     wanted = dataclasses.replace(settings.policies, names=ranking.NAMES, softening=ranking.MIX)
     found, numbers = {}, {}
     for number in range(1, settings.evaluation.cohorts + 1):
@@ -267,7 +272,7 @@ def _ranking(settings: Config) -> Numbers:
             cohort=dataclasses.replace(settings.cohort, seed=settings.cohort.seed + number),
             run=settings.run / f"cohort {number}",
         )
-        tested, manifest, truth = pipeline.fresh_patients(own, max(settings.evaluation.fresh_patients, 1))
+        tested, manifest, truth = pipeline.fresh_patients(own, settings.evaluation.fresh_patients)
         known = pipeline.simulated(own)
         asked = pipeline.inquiry(own, tested, known, manifest, checkpoints.CARRY, _note)
         stage = closed_loop.true_stage(truth, asked.tested, manifest.action_bins, asked.reward)

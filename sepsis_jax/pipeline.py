@@ -252,6 +252,12 @@ def _planned(config: Config, loaded: Loaded, episodes: Episodes) -> np.ndarray:
     return planner.planned(loaded.world, loaded.params, loaded.policy_params, episodes, seed, settings)
 
 
+def _digest(episodes: Episodes) -> str:
+    """Tells these stays, their treatment and their splits from others."""
+    parts = (episodes.stay_id, episodes.split, episodes.obs, episodes.action, episodes.mortality_90d)
+    return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
+
+
 def describe(config: Config, manifest: Manifest) -> dict[str, str]:
     """Facts of a run for the top of its report."""
     return {
@@ -283,16 +289,16 @@ def inquiry(
     known = policies.known_outcomes(known, reward)
     tested = policies.known_outcomes(tested, reward)
     train = part(known, "train", config.run)
-    scaler = jax.tree.map(jax.numpy.asarray, manifest.scaler)
-    clinicians, estimate = policies.treating(settings, config.clinician, known, scaler, config.agent.seed)
+    scaler = jax.tree.map(jax.numpy.asarray, _scaler(train))  # fresh patients have one of their own, which is not ours
+    fitted = clinician.fit(config.clinician, known, scaler, jax.random.key(config.agent.seed))
+    clinicians, estimate = policies.treating(settings, config.clinician, known, scaler, fitted)
     everyone = roster.naive(train) | roster.learned(config.offline_rl, train, scaler, reward, seed, report)
     described = [dataclasses.asdict(one) for one in (config.offline_rl, config.clinician, config.cohort)]
-    depends: list[Any] = [manifest.source, manifest.source_version, tested.num_stays, known.num_stays, seed]
+    depends: list[Any] = [manifest.source, manifest.source_version, _digest(tested), _digest(known), seed]
     depends += [settings.fit_stays, config.agent.seed, version("sepsis_jax"), dataclasses.asdict(reward), *described]
     if PLANNER in settings.names:
         model, params = load_model(checkpoint_path, manifest, "the cohort")
-        fitted = clinician.fit(config.clinician, known, params.scaler, jax.random.key(config.agent.seed))
-        world = World(model, manifest.action_bins, PUBLISHED, clinician.Clinician(config.clinician))
+        world = World(model, manifest.action_bins, reward, clinician.Clinician(config.clinician))
         everyone[PLANNER] = contenders.planning(world, params, fitted, config.planner, seed, settings.played)
         depends += [dataclasses.asdict(config.planner), identity(config, checkpoint_path)]
     return Inquiry(

@@ -10,8 +10,9 @@ promises more or less than any stay has earned.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ import pandas as pd
 
 from sepsis_jax.clinical.actions import encode
 from sepsis_jax.clinical.reward import Reward
-from sepsis_jax.data.episodes import EXIT_TRUNCATED, Episodes
+from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.evaluation import groups
 from sepsis_jax.ope import fqe, logged
@@ -54,12 +55,12 @@ class Evidence:
     reward: Reward
     fqe: FQESettings
 
-    @property
+    @functools.cached_property
     def data(self) -> Logged:
         """The tested stays with their rewards."""
         return logged.log(self.tested, self.treated, self.reward)
 
-    @property
+    @functools.cached_property
     def learned(self) -> Logged:
         """The stays of the values with their rewards."""
         return logged.log(self.fitted, self.treated_fitted, self.reward)
@@ -76,7 +77,7 @@ class Decisions:
 def targets(evidence: Evidence, policies: Mapping[str, Decisions], seed: int) -> dict[str, Target]:
     """Every policy with its fitted values. Policies learn side by side, from one draw of batches."""
     train = evidence.learned
-    ended = None if evidence.reward.pays_outcome else np.asarray(evidence.fitted.exit) != EXIT_TRUNCATED
+    ended = logged.ended(evidence.fitted, evidence.reward)
     stacked = np.stack([one.fitted for one in policies.values()])
     see = inputs.on_record(evidence.fitted, evidence.scaler)
     fitted = fqe.fit(evidence.fqe, train, see, stacked, jax.random.key(seed), ended=ended)
@@ -104,9 +105,10 @@ def values(
       Columns by, level, policy, estimator, value, low, high (95 %), se, clipped (value with clipped weights),
       clipped_share (of the stays), stays, ess, max_share, reliable, reason.
     """
-    data, learned, found = evidence.data, evidence.learned, targets(evidence, policies, seed)
+    data, found = evidence.data, targets(evidence, policies, seed)
     weights = {name: np.asarray(log_weights(data, one), np.float64) for name, one in found.items()}
-    strange = {name: _share(behaviour.unsupported(one.tested, evidence.treated)) for name, one in policies.items()}
+    strange = {name: behaviour.unsupported(one.tested, evidence.treated) for name, one in policies.items()}
+    basis = _basis(evidence.learned)
     rows = []
     for grouping, level, inside in _groups(evidence.tested, by):
         as_is = evaluate(data, found, draws=draws, seed=seed, among=inside)
@@ -114,10 +116,10 @@ def values(
         steps = evidence.tested.valid & inside[:, None]
         for name, of_policy in as_is.items():
             for column, estimator in ESTIMATORS.items():
-                one, (reliable, reason) = (
-                    of_policy[estimator],
-                    _verdict(column, of_policy, strange[name](steps), learned),
-                )
+                one = of_policy[estimator]
+                reliable, reason = one.diagnosis.reliable, one.diagnosis.reason
+                if column == "FQE":
+                    reliable, reason = _fqe_verdict(one, float(strange[name][steps].mean()), basis)
                 row: dict[str, Any] = {"by": grouping, "level": level, "policy": name, "estimator": column}
                 row |= {key: getattr(one, key) for key in ("value", "low", "high", "se")}
                 row["clipped"] = clipped[name][estimator].value
@@ -128,15 +130,25 @@ def values(
     return pd.DataFrame(rows), {name: diagnose(log_w, subject) for name, log_w in weights.items()}
 
 
-def _verdict(column: str, of_policy: Mapping[str, Estimate], strange: float, learned: Logged) -> tuple[bool, str]:
-    diagnosis = of_policy["wis"].diagnosis
-    if column != "FQE":
-        return diagnosis.reliable, diagnosis.reason
-    reason, returns = "", np.where(learned.valid, learned.reward, 0.0).sum(axis=1)
-    patients = min(diagnosis.patients, np.unique(learned.subject_id).size)
+class _Basis(NamedTuple):
+    """What fitted values rest on: how many patients, and the least and the largest return among them."""
+
+    patients: int
+    least: float
+    most: float
+
+
+def _basis(learned: Logged) -> _Basis:
+    discounted = learned.reward * learned.gamma ** np.arange(learned.valid.shape[1])
+    returns = np.where(learned.valid, discounted, 0.0).sum(axis=1)
+    return _Basis(np.unique(learned.subject_id).size, float(returns.min()), float(returns.max()))
+
+
+def _fqe_verdict(one: Estimate, strange: float, basis: _Basis) -> tuple[bool, str]:
+    reason, patients = "", min(one.diagnosis.patients, basis.patients)
     if patients < LEAST_ESS:
         reason = f"{patients} patients, below {LEAST_ESS:.0f}"
-    elif not returns.min() <= of_policy["dm"].value <= returns.max():
+    elif not basis.least <= one.value <= basis.most:
         reason = "outside of all returns that were seen"
     elif strange > MOST_UNSUPPORTED:
         reason = f"{100 * strange:.3g} % of its actions are hardly ever seen"
@@ -188,7 +200,3 @@ def habits(evidence: Evidence, policies: Mapping[str, Decisions]) -> pd.DataFram
         strange = behaviour.unsupported(one.tested, evidence.treated)
         rows[name] = {"agreement": given[valid].mean(), "unsupported": strange[valid].mean()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="policy").reset_index()
-
-
-def _share(strange: np.ndarray) -> Callable[[np.ndarray], float]:
-    return lambda steps: float(strange[steps].mean())

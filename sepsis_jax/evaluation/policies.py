@@ -26,7 +26,7 @@ from sepsis_jax.evaluation.off_policy import ALL, Decisions, Evidence, soften
 from sepsis_jax.evaluation.policy_settings import PolicySettings
 from sepsis_jax.evaluation.policy_table import CLINICIANS, Result
 from sepsis_jax.ope.fqe import FQESettings
-from sepsis_jax.policies import behaviour, clinician
+from sepsis_jax.policies import behaviour
 from sepsis_jax.policies.clinician import Clinician, ClinicianSettings
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
@@ -104,21 +104,20 @@ def known_outcomes(episodes: Episodes, reward: Reward) -> Episodes:
 
 
 def treating(
-    settings: PolicySettings, clinician_settings: ClinicianSettings, known: Episodes, scaler: Scaler, seed: int
+    settings: PolicySettings, clinician_settings: ClinicianSettings, known: Episodes, scaler: Scaler, fitted: Any
 ) -> tuple[Contender, Contender]:
     """The clinicians of a cohort and the network that stands for them where nobody is recorded.
 
     Args:
-      known: the cohort with its train and validation split.
+      known: the cohort with its train split. fitted: what `clinician.fit` found on it.
 
     Raises:
       InputError: propensities are asked for that the cohort does not know.
     """
-    params = clinician.fit(clinician_settings, known, scaler, jax.random.key(seed))
-    network = following(Clinician(clinician_settings), params)
+    network = following(Clinician(clinician_settings), fitted)
     kind = settings.behaviour
     if kind == "knn":
-        nearest = behaviour.fit("knn", clinician_settings, known, scaler, jax.random.key(seed))
+        nearest = behaviour.fit("knn", clinician_settings, known, scaler, jax.random.key(0))
         return Contender(network.chances, nearest), network
     if kind == "mlp" or (kind == "auto" and known.propensity is None):
         return network, network

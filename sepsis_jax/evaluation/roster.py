@@ -16,7 +16,7 @@ from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.evaluation.contenders import RULES, Contender, following
 from sepsis_jax.evaluation.policy_settings import FREQUENT, RANDOM
-from sepsis_jax.ope.logged import earned, recorded_sofa
+from sepsis_jax.ope.logged import earned, ended, recorded_sofa
 from sepsis_jax.policies import inputs
 from sepsis_jax.policies.offline_rl import training, transitions
 from sepsis_jax.policies.offline_rl.algorithms import ALGORITHMS
@@ -55,7 +55,7 @@ def learned(
     """Every algorithm of offline reinforcement learning, each fitted when it is first asked."""
     rows = functools.cache(lambda: experience(train, scaler, reward))
 
-    def one(name: str) -> Contender:
+    def learning(name: str) -> Contender:
         @functools.cache
         def params() -> Any:
             key = jax.random.fold_in(jax.random.key(seed), list(ALGORITHMS).index(name))
@@ -68,7 +68,7 @@ def learned(
             lambda episodes: probs_on_record(policy, params(), episodes),
         )
 
-    return {name: one(name) for name in ALGORITHMS}
+    return {name: learning(name) for name in ALGORITHMS}
 
 
 def experience(train: Episodes, scaler: Scaler, reward: Reward) -> Transitions:
@@ -80,5 +80,5 @@ def experience(train: Episodes, scaler: Scaler, reward: Reward) -> Transitions:
         train.length,
         gamma=reward.gamma,
         sofa=recorded_sofa(train, reward),
-        ended=None if reward.pays_outcome else np.asarray(train.exit) != 0,
+        ended=ended(train, reward),
     )

@@ -11,7 +11,7 @@ from sepsis_jax.clinical import sofa
 from sepsis_jax.clinical.actions import NUM_ACTIONS, encode
 from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.clinical.reward import Reward
-from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.data.episodes import EXIT_TRUNCATED, Episodes
 from sepsis_jax.errors import InputError
 
 _SUM = 1e-4  # by how much probabilities may miss 1
@@ -154,6 +154,11 @@ def check_probabilities(name: str, probs: np.ndarray, valid: np.ndarray) -> None
         first, (row, step) = rows[wrong][0], np.argwhere(valid)[np.flatnonzero(wrong)[0]]
         found = f"a sum of {first.sum():g}, least {first.min():g}, at stay {row}, step {step}"
         raise InputError(name, expected="25 probabilities that sum to 1", found=found)
+
+
+def ended(episodes: Episodes, reward: Reward) -> np.ndarray | None:
+    """bool[B] whether the last recorded step ends the stay, None for all: where the reward pays the outcome there."""
+    return None if reward.pays_outcome else np.asarray(episodes.exit) != EXIT_TRUNCATED
 
 
 def recorded_sofa(episodes: Episodes, reward: Reward) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from types import SimpleNamespace
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_closed_loop_equals_a_rollout_of_the_policy(guideline):
 
 def test_the_same_policy_twice_is_the_same(guideline):
     again = play(choosers.follow(Guideline(), None))
-    jax.tree.map(np.testing.assert_array_equal, guideline, again)
+    chex.assert_trees_all_equal(guideline, again)
 
 
 def test_a_policy_in_other_words_makes_no_difference():
@@ -175,7 +176,7 @@ def test_the_planner_with_the_truth_plans_from_the_true_states():
     truth = choosers._truth_at(decision, TRUTH.knobs)
     params = choosers.Params(TRUTH.knobs, truth)
     restored = jax.vmap(lambda history: DYNAMICS.encode(params, history))(decision.history)
-    jax.tree.map(np.testing.assert_array_equal, restored, decision.state)
+    chex.assert_trees_all_equal(restored, decision.state)
 
 
 def test_a_planner_does_not_think_with_the_numbers_that_come(monkeypatch):

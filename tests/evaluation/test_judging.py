@@ -7,6 +7,7 @@ import importlib
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,6 +26,7 @@ from sepsis_jax.ope import logged
 from sepsis_jax.ope.diagnostics import Diagnosis
 from sepsis_jax.ope.fqe import FQESettings
 from sepsis_jax.ope.table import Estimate, evaluate_policies
+from sepsis_jax.policies import clinician
 from sepsis_jax.policies.clinician import ClinicianSettings
 from sepsis_jax.policies.offline_rl.training import OfflineSettings
 from sepsis_jax.policies.rules import Fixed
@@ -119,8 +121,8 @@ def test_when_fitted_values_are_not_believed(stays, value, strange, reason):
     many = EPISODES.take(slice(60))
     learned = logged.log(many.take(slice(stays)), treated(many)[:stays], OUTCOME_ONLY)
     diagnosis = Diagnosis(60, 60, 60.0, 0.02, np.zeros(1), np.zeros(14), True, "")
-    estimates = {name: Estimate(value, 1.0, 0.0, 1.0, diagnosis) for name in ("wis", "dm")}
-    reliable, why = off_policy._verdict("FQE", estimates, strange, learned)
+    one = Estimate(value, 1.0, 0.0, 1.0, diagnosis)
+    reliable, why = off_policy._fqe_verdict(one, strange, off_policy._basis(learned))
     assert reliable == (not reason) and why.startswith(reason)
 
 
@@ -214,14 +216,15 @@ def test_the_roster_holds_every_name():
 @pytest.mark.parametrize("kind", ["auto", "known", "mlp", "knn"])
 def test_who_treated(kind):
     settings, own = PolicySettings(behaviour=kind), ClinicianSettings(updates=20, batch_size=32)
-    clinicians, network = policies.treating(settings, own, EPISODES, SCALER, 0)
+    fitted = clinician.fit(own, EPISODES, SCALER, jax.random.key(0))
+    clinicians, network = policies.treating(settings, own, EPISODES, SCALER, fitted)
     probs = clinicians.on_record(TESTED)
     known = np.array_equal(probs, treated(TESTED))
     assert known == (kind in ("auto", "known"))
     assert np.array_equal(probs, network.on_record(TESTED)) == (kind == "mlp")
     if kind == "known":
         with pytest.raises(InputError, match="propensities"):
-            policies.treating(settings, own, EPISODES.replace(propensity=None), SCALER, 0)
+            policies.treating(settings, own, EPISODES.replace(propensity=None), SCALER, fitted)
 
 
 def test_unknown_outcomes_are_left_out_where_they_are_paid():
@@ -288,6 +291,8 @@ def evaluate(*words):
         (("--what", "policies", "--folds", "3"), "--what policies"),
         (("--what", "policies", "--by", "shoes"), "--by"),
         (("--what", "ranking", "--cohort.source", "mimic"), "simulator"),
+        (("--what", "ranking", "--evaluation.fresh_patients", "0"), "fresh_patients"),
+        (("--what", "ranking", "--evaluation.fresh_patients", "9", "--by", "sex"), "--what ranking"),
     ],
 )
 def test_flags_that_make_no_sense(words, message):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx, struct
+from flax import nnx
 
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.dynamics.protocol import History
@@ -110,14 +110,6 @@ class Learned:
         return probs_of(self.name, self.settings, params["networks"], inputs), carry
 
 
-@struct.dataclass
-class _State:
-    network: Any
-    slow: Any
-    optimizer: Any
-    updates: Any
-
-
 def _graph(algorithm: Algorithm, settings: OfflineSettings, inputs: int) -> Any:
     return nnx.graphdef(
         nnx.eval_shape(lambda: Network(inputs, settings.hidden, nnx.Rngs(0), dueling=algorithm.dueling))
@@ -147,13 +139,12 @@ def _learn(
 ) -> tuple[Any, jax.Array]:
     """`length` updates of every seed, and their mean loss f32[seeds]."""
     algorithm = ALGORITHMS[name]
-    graph = _graph(algorithm, settings, transitions.inputs.shape[1])
     mean, sd = (jnp.float32(0), jnp.float32(1)) if algorithm.raw else (transitions.mean, transitions.sd)
     optimizer = _optimizer(algorithm, settings)
 
     def look_at(network: Any, inputs: jax.Array) -> Heads:
-        heads = nnx.merge(graph, network)(inputs)
-        return heads.replace(q=heads.q + mean / sd, v=heads.v + mean / sd)
+        heads = heads_of(name, settings, network, inputs)
+        return dataclasses.replace(heads, q=heads.q + mean / sd, v=heads.v + mean / sd)
 
     def loss(network: Any, slow: Any, chosen: jax.Array) -> jax.Array:
         some = kept(transitions, chosen)
