@@ -270,6 +270,16 @@ def describe(config: Config, manifest: Manifest) -> dict[str, str]:
     }
 
 
+def _teaching(train: Episodes, number: int) -> tuple[Episodes, Episodes]:
+    """The stays that policies learn from, and those that values are fitted on."""
+    if not number:
+        return train, train
+    if number >= train.num_stays:
+        expected = f"fewer than the {train.num_stays} train stays, so that some are left for values"
+        raise InputError("policies", field="learn_stays", expected=expected, found=number)
+    return train.take(slice(number)), train.take(slice(number, None))
+
+
 def inquiry(
     config: Config,
     tested: Episodes,
@@ -292,21 +302,25 @@ def inquiry(
     scaler = jax.tree.map(jax.numpy.asarray, _scaler(train))  # fresh patients have one of their own, which is not ours
     fitted = clinician.fit(config.clinician, known, scaler, jax.random.key(config.agent.seed))
     clinicians, estimate = policies.treating(settings, config.clinician, known, scaler, fitted)
-    everyone = roster.naive(train) | roster.learned(config.offline_rl, train, scaler, reward, seed, report)
+    teaching, rest = _teaching(train, settings.learn_stays)
+    everyone = roster.naive(teaching) | roster.learned(config.offline_rl, teaching, scaler, reward, seed, report)
     described = [dataclasses.asdict(one) for one in (config.offline_rl, config.clinician, config.cohort)]
     depends: list[Any] = [manifest.source, manifest.source_version, _digest(tested), _digest(known), seed]
-    depends += [settings.fit_stays, config.agent.seed, version("sepsis_jax"), dataclasses.asdict(reward), *described]
+    depends += [settings.learn_stays, settings.fit_stays, config.agent.seed, version("sepsis_jax")]
+    depends += [dataclasses.asdict(reward), *described]
     if PLANNER in settings.names:
         model, params = load_model(checkpoint_path, manifest, "the cohort")
         world = World(model, manifest.action_bins, reward, clinician.Clinician(config.clinician))
-        everyone[PLANNER] = contenders.planning(world, params, fitted, config.planner, seed, settings.played)
-        depends += [dataclasses.asdict(config.planner), identity(config, checkpoint_path)]
+        itself = contenders.planning(world, params, fitted, config.planner, seed, settings.played)
+        roughly = roster.imitated(itself.on_record, settings.planner_stays, config.offline_rl, scaler, seed)
+        everyone[PLANNER] = dataclasses.replace(itself, on_fitted=roughly)
+        depends += [settings.planner_stays, dataclasses.asdict(config.planner), identity(config, checkpoint_path)]
     return Inquiry(
         everyone={name: everyone[name] for name in settings.names},
         clinicians=clinicians,
         estimate=estimate,
         tested=tested,
-        fitted=train.take(slice(settings.fit_stays)),
+        fitted=rest.take(slice(settings.fit_stays)),
         scaler=scaler,
         bins=manifest.action_bins,
         reward=reward,

@@ -30,6 +30,9 @@ CAUTION_WITH_TRUTH = 0.3
 PLANNER, PLANNER_WITH_TRUTH = "planner, world model", "planner, true simulator"
 
 
+OnRecord = Callable[[Episodes], np.ndarray]
+
+
 @dataclasses.dataclass(frozen=True)
 class Contender:
     """One policy.
@@ -37,12 +40,14 @@ class Contender:
     Attributes:
       chances: what it does in a closed loop.
       on_record: Episodes -> f32[B,T,25] what it would have done at the recorded decisions (zeros at padding).
+      on_fitted: the same for the stays that values are fitted on, if it is too slow to decide on all of them.
       patients: how many it treats in a closed loop, the first ones; None for all.
       planner: settings, if it plans.
     """
 
     chances: Chances
-    on_record: Callable[[Episodes], np.ndarray]
+    on_record: OnRecord
+    on_fitted: OnRecord | None = None
     patients: int | None = None
     planner: PlannerSettings | None = None
 
@@ -60,7 +65,8 @@ def planning(
     def on_record(episodes: Episodes) -> np.ndarray:
         return planned(world, params, policy_params, episodes, thoughts(seed), settings)
 
-    return Contender(plan(world, params, policy_params, settings, seed), on_record, patients, settings)
+    chances = plan(world, params, policy_params, settings, seed)
+    return Contender(chances, on_record, patients=patients, planner=settings)
 
 
 RULES: dict[str, Policy] = {
@@ -100,7 +106,7 @@ def contenders(
         "clinician estimate, most likely": following(MostLikely(world.policy), policy_params),
         **{name: following(rule) for name, rule in RULES.items()},
         PLANNER: planning(world, params, policy_params, planner, seed, patients),
-        PLANNER_WITH_TRUTH: Contender(best, _nothing, patients, with_truth),
+        PLANNER_WITH_TRUTH: Contender(best, _nothing, patients=patients, planner=with_truth),
     }
 
 

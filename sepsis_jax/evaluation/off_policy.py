@@ -80,8 +80,10 @@ def targets(evidence: Evidence, policies: Mapping[str, Decisions], seed: int) ->
     ended = logged.ended(evidence.fitted, evidence.reward)
     stacked = np.stack([one.fitted for one in policies.values()])
     see = inputs.on_record(evidence.fitted, evidence.scaler)
-    fitted = fqe.fit(evidence.fqe, train, see, stacked, jax.random.key(seed), ended=ended)
-    q = np.asarray(fqe.q_values(evidence.fqe, fitted, inputs.on_record(evidence.tested, evidence.scaler)))
+    strange = behaviour.strange(evidence.treated_fitted)
+    fitted = fqe.fit(evidence.fqe, train, see, stacked, jax.random.key(seed), strange=strange, ended=ended)
+    see, strange = inputs.on_record(evidence.tested, evidence.scaler), behaviour.strange(evidence.treated)
+    q = np.asarray(fqe.q_values(evidence.fqe, fitted, see, strange))
     data = evidence.data
     return {name: logged.target(data, one.tested, q[i], name=name) for i, (name, one) in enumerate(policies.items())}
 

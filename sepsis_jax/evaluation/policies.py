@@ -71,7 +71,8 @@ class Inquiry:
 
     def _on_record(self, name: str, one: Contender, part: str, some: Episodes) -> np.ndarray:
         depends = [self.depends, part, self.settings.behaviour if name == CLINICIANS else None]
-        return kept(self.folder, f"{name} on record", depends, lambda: {"probs": one.on_record(some)})["probs"]
+        decide = one.on_fitted or one.on_record if part == "fitted" else one.on_record
+        return kept(self.folder, f"{name} on record", depends, lambda: {"probs": decide(some)})["probs"]
 
     def softened(self, decisions: Mapping[str, Decisions]) -> tuple[Evidence, dict[str, Decisions]]:
         """What is judged, and by what."""

@@ -27,7 +27,10 @@ class PolicySettings:
       softening: share of the clinicians mixed into every policy before it is judged; the policy judged is that mixture.
       reward: 'published' (SOFA, lactate and the outcome) or 'outcome' alone.
       guideline_penalty: taken off at each decision that breaks a guideline rule.
-      fit_stays: of the train split, on which values are fitted (the planner must decide at each of them).
+      learn_stays: first stays of the train split that alone teach policies, so that values are fitted on others: what a
+        policy has learned from flatters it. 0 lets all teach both.
+      fit_stays: of the train split, on which values are fitted.
+      planner_stays: of those, on which the planner itself decides; on the others a network does that imitates it there.
       clip: largest weight of a stay in the columns of clipped estimates.
       played: patients whom a planner treats in a simulator or in the held-out world model; other policies treat all.
       held_out: world model of other patients and another seed than any policy has seen, for expected mortality.
@@ -38,14 +41,17 @@ class PolicySettings:
     softening: float = 0.0
     reward: Literal["published", "outcome"] = "published"
     guideline_penalty: float = 0.0
+    learn_stays: int = 0
     fit_stays: int = 8000
+    planner_stays: int = 8000
     clip: float = 100.0
     played: int = 2000
     held_out: Path | None = None
 
     def __post_init__(self) -> None:
         check_range(self, "policies", softening=(0, 1), guideline_penalty=(0, 1000), clip=(1, 1e12))
-        check_range(self, "policies", fit_stays=(1, 10_000_000), played=(1, 10_000_000))
+        check_range(self, "policies", learn_stays=(0, 10_000_000), fit_stays=(1, 10_000_000))
+        check_range(self, "policies", planner_stays=(1, 10_000_000), played=(1, 10_000_000))
         for name in self.names:
             if name not in NAMES:
                 raise InputError("policies", field="names", expected=f"some of {', '.join(NAMES)}", found=repr(name))

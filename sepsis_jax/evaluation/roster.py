@@ -14,7 +14,7 @@ from sepsis_jax.clinical.actions import ALL_ACTIONS, NUM_ACTIONS, encode
 from sepsis_jax.clinical.reward import Reward
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.data.scaler import Scaler
-from sepsis_jax.evaluation.contenders import RULES, Contender, following
+from sepsis_jax.evaluation.contenders import RULES, Contender, OnRecord, following
 from sepsis_jax.evaluation.policy_settings import FREQUENT, RANDOM
 from sepsis_jax.ope.logged import earned, ended, recorded_sofa
 from sepsis_jax.policies import inputs
@@ -25,6 +25,7 @@ from sepsis_jax.policies.offline_rl.transitions import Transitions
 from sepsis_jax.policies.rules import Fixed, Uniform
 from sepsis_jax.simulation.policy import probs_on_record
 
+_IMITATION = "BC"
 Progress = Callable[[str, int, float], None]
 """Called now and then with the algorithm, its updates so far and its loss."""
 
@@ -69,6 +70,23 @@ def learned(
         )
 
     return {name: learning(name) for name in ALGORITHMS}
+
+
+def imitated(decide: OnRecord, number: int, settings: OfflineSettings, scaler: Scaler, seed: int) -> OnRecord:
+    """`decide` on the first `number` stays, and a network that imitates what it does there on all others."""
+
+    def on_record(episodes: Episodes) -> np.ndarray:
+        first, rest = episodes.take(slice(number)), episodes.take(slice(number, None))
+        decided = decide(first)
+        if not rest.num_stays:
+            return decided
+        nothing = np.zeros(first.valid.shape, np.float32)
+        rows = transitions.of_stays(inputs.on_record(first, scaler), decided.argmax(axis=-1), nothing, first.length)
+        networks = training.fit(_IMITATION, settings, rows, jax.random.key(seed))
+        params = {"networks": networks, "scaler": scaler}
+        return np.concatenate([decided, probs_on_record(Learned(_IMITATION, settings), params, rest)])
+
+    return on_record
 
 
 def experience(train: Episodes, scaler: Scaler, reward: Reward) -> Transitions:

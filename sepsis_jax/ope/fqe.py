@@ -5,6 +5,10 @@
 Q(s,a) = V(s) + A(s,a), with A drawn towards 0. One network a policy, all policies side by side. A reward that pays the
 outcome ends every stay at its last recorded step, also where the record was cut; otherwise the last step of a stay that
 was cut has no successor and teaches nothing.
+
+What clinicians hardly ever do is not in the record, so nothing that is fitted to it knows the harm: such an action is
+presumed to cost something, as in offline reinforcement learning (a penalty on rewards: Yu et al. 2020, arXiv
+2005.13239; a lower bound of Q: Kumar et al. 2020, arXiv 2006.04779, eq. 2). The clinicians' own value stays as it is.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ class FQESettings:
       learning_rate: of Adam, falling to 0. follow: share of Q that Q' takes on in an update.
       shrinkage: price of a squared advantage of any action (in SDs of the returns), so that what was hardly ever given
         is worth what its state is worth; 0 lets the network guess (docs/decisions.md).
+      doubt: presumed cost of each level that parts an action from what clinicians would choose, in SDs of the returns.
     """
 
     hidden: int = 128
@@ -44,10 +49,11 @@ class FQESettings:
     learning_rate: float = 1e-3
     follow: float = 0.02
     shrinkage: float = 0.5
+    doubt: float = 0.01
 
     def __post_init__(self) -> None:
         check_range(self, "fqe", hidden=(1, 65536), updates=(1, math.inf), batch_size=(1, math.inf))
-        check_range(self, "fqe", learning_rate=(0, 10), follow=(0, 1), shrinkage=(0, 1e6))
+        check_range(self, "fqe", learning_rate=(0, 10), follow=(0, 1), shrinkage=(0, 1e6), doubt=(0, 1e3))
 
 
 @struct.dataclass
@@ -66,6 +72,7 @@ def fit(
     probs: np.ndarray,
     key: jax.Array,
     *,
+    strange: np.ndarray | None = None,
     ended: np.ndarray | None = None,
 ) -> Values:
     """Values of P policies.
@@ -73,22 +80,29 @@ def fit(
     Args:
       data: checked (`logged.check`), of other patients than are evaluated.
       inputs: f32[B,T,D] what is known at each decision. probs: f[P,B,T,25] of the policies.
+      strange: f32[B,T,25] how much of the presumed cost each action bears (`behaviour.strange`); None for nothing.
       ended: bool[B] whether the last recorded step ends the stay; None for all: the reward pays the outcome there.
       key: of the first weights and of the batches; consumed.
     """
     rows = of_stays(inputs, data.action, data.reward, data.length, gamma=data.gamma, ended=ended)
-    at_rows = np.asarray(probs, np.float32)[:, data.valid]
-    at_rows = np.concatenate([at_rows, np.zeros_like(at_rows[:, :1])], axis=1)  # the row where stays end
-    network = _fit(settings, rows, jnp.asarray(at_rows), key)
+    strange = np.zeros((*data.valid.shape, NUM_ACTIONS)) if strange is None else strange
+    network = _fit(settings, rows, *(_at_rows(array, data.valid) for array in (probs, strange)), key)
     return Values(network, rows.mean, rows.sd)
 
 
+def _at_rows(array: np.ndarray, valid: np.ndarray) -> jax.Array:
+    """f32[...,M+1,25] of f[...,B,T,25]: recorded decisions, and zeros for the row where stays end."""
+    found = np.asarray(array, np.float32)[..., valid, :]
+    return jnp.asarray(np.concatenate([found, np.zeros_like(found[..., :1, :])], axis=-2))
+
+
 @partial(jax.jit, static_argnums=0)
-def q_values(settings: FQESettings, values: Values, inputs: jax.Array) -> jax.Array:
-    """f32[P,B,T,25] values of the actions at inputs f32[B,T,D]."""
+def q_values(settings: FQESettings, values: Values, inputs: jax.Array, strange: jax.Array | None = None) -> jax.Array:
+    """f32[P,B,T,25] values of the actions at inputs f32[B,T,D]; `strange` as in `fit`."""
     graph = _graph(settings, inputs.shape[-1])
     found = jax.lax.map(lambda network: nnx.merge(graph, network)(inputs), values.network)
-    return values.mean + values.sd * found
+    presumed = 0.0 if strange is None else settings.doubt * strange[None]
+    return values.mean + values.sd * (found - presumed)
 
 
 class _Network(nnx.Module):
@@ -111,7 +125,7 @@ def _graph(settings: FQESettings, inputs: int) -> Any:
 
 
 @partial(jax.jit, static_argnums=0)
-def _fit(settings: FQESettings, rows: Transitions, probs: jax.Array, key: jax.Array) -> Any:
+def _fit(settings: FQESettings, rows: Transitions, probs: jax.Array, strange: jax.Array, key: jax.Array) -> Any:
     """Networks with leading P; values are the mean return + network, in units of the returns' SD."""
     init_key, key = jax.random.split(key)
     mean, inputs = rows.mean / rows.sd, rows.inputs.shape[1]
@@ -125,7 +139,7 @@ def _fit(settings: FQESettings, rows: Transitions, probs: jax.Array, key: jax.Ar
         advantage = parts.advantage(inputs)
         q = parts.state(inputs) + advantage
         taken = mean + jnp.take_along_axis(q, batch.action[:, None], axis=1)[:, 0]
-        after = nnx.merge(graph, slow)(rows.inputs[batch.after])
+        after = nnx.merge(graph, slow)(rows.inputs[batch.after]) - settings.doubt * strange[batch.after]
         ahead = mean + (probs[batch.after] * after).sum(axis=1)
         goal = batch.reward / rows.sd + rows.gamma * batch.ongoing * ahead
         distance = optax.huber_loss(taken, jax.lax.stop_gradient(goal), delta=10.0).mean()

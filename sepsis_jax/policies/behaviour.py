@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from sklearn.neighbors import NearestNeighbors
 
-from sepsis_jax.clinical.actions import LEVELS, NUM_ACTIONS, encode
+from sepsis_jax.clinical.actions import ALL_ACTIONS, LEVELS, NUM_ACTIONS, encode
 from sepsis_jax.clinical.features import NUM_FEATURES, NUM_MASKED
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.data.scaler import Scaler
@@ -35,6 +35,8 @@ _PRIOR = 10.0  # decisions that the shares over all the cohort count for, so tha
 _PREVIOUS = 2.0  # what was given before says more of the next action than any measurement
 _LIKELY = 0.01
 """Probability below which clinicians hardly ever choose an action."""
+_LEVELS_APART = np.abs(np.asarray(ALL_ACTIONS, int)[:, None] - np.asarray(ALL_ACTIONS, int)).sum(axis=-1)
+_FARTHEST = _LEVELS_APART.max()
 
 
 def fit(kind: Kind, settings: ClinicianSettings, episodes: Episodes, scaler: Scaler, key: jax.Array) -> Estimate:
@@ -101,6 +103,16 @@ def loss(probs: np.ndarray, episodes: Episodes) -> float:
 def unsupported(probs: np.ndarray, behaviour: np.ndarray) -> np.ndarray:
     """f32[B,T]: how much of a policy f32[B,T,25] falls on actions that clinicians hardly ever choose (below 1 %)."""
     return np.where(np.asarray(behaviour) < _LIKELY, probs, 0.0).sum(axis=-1)
+
+
+def strange(behaviour: np.ndarray) -> np.ndarray:
+    """f32[...,25]: how many levels of the two drugs part an action from the nearest that clinicians f[...,25] choose.
+
+    Actions of less than 1 % count as not chosen. Less what clinicians do themselves, so that they are 0 on average.
+    """
+    chosen = np.asarray(behaviour) >= _LIKELY
+    far = np.stack([np.where(chosen, steps, _FARTHEST).min(axis=-1) for steps in _LEVELS_APART], axis=-1)
+    return (far - (behaviour * far).sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
 def _nearest(train: Episodes, scaler: Scaler) -> Estimate:

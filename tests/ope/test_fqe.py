@@ -11,6 +11,7 @@ import pytest
 from sepsis_jax.ope import fqe, logged
 from sepsis_jax.ope.estimators import value
 from sepsis_jax.ope.logged import Logged
+from sepsis_jax.policies import behaviour
 
 STEPS, STAYS = 4, 3000
 SETTINGS = fqe.FQESettings(hidden=32, updates=1500, batch_size=256, learning_rate=3e-3, follow=0.05, shrinkage=0.0)
@@ -82,6 +83,36 @@ def test_a_stay_that_was_cut_teaches_nothing_at_its_end():
     assert np.abs(q - expected).mean() < 50
     learned = fqe.fit(SETTINGS, kept, inputs, probs, jax.random.key(0))
     assert np.abs(np.asarray(fqe.q_values(SETTINGS, learned, inputs))[0, :, -1, :2] - expected).mean() > 300
+
+
+def test_strange_actions_cost_what_is_presumed(fitted):
+    """Action 1 strange in all states and clinicians choosing it half the time: 0.5 off for it, 0.5 on for action 0."""
+    data, inputs, probs = chain()
+    doubtful = dataclasses.replace(SETTINGS, doubt=0.3)
+    strange = np.zeros((*data.action.shape, 25), np.float32)
+    strange[..., 0], strange[..., 1] = -0.5, 0.5
+    values = fqe.fit(doubtful, data, inputs, probs, jax.random.key(0), strange=strange)
+    q = np.asarray(fqe.q_values(doubtful, values, inputs, strange))
+    for number, policy in enumerate(POLICIES):
+        cost = 0.3 * float(values.sd) * (0.5 * policy[1] - 0.5 * policy[0])  # at each decision
+        expected = cost * sum(data.gamma**t for t in range(STEPS))
+        lost = ((fitted[2][number] - q[number])[:, 0] @ policy).mean()
+        assert abs(lost - expected) < 0.1 and abs(expected) > 0.5
+
+
+def test_doubt_leaves_the_clinicians_own_value_alone():
+    data, inputs, _ = chain()
+    treating = np.zeros((1, *data.action.shape, 25), np.float32)
+    treating[..., :2] = 0.995, 0.005
+    strange = behaviour.strange(treating[0])
+    assert strange[0, 0, 1] == np.float32(0.995)
+    few = dataclasses.replace(SETTINGS, updates=50)
+    found = []
+    for doubt in (0.0, 5.0):
+        settings = dataclasses.replace(few, doubt=doubt)
+        values = fqe.fit(settings, data, inputs, treating, jax.random.key(0), strange=strange)
+        found.append((np.asarray(fqe.q_values(settings, values, inputs, strange))[0] * treating[0]).sum(axis=-1))
+    np.testing.assert_allclose(*found, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -54,6 +54,18 @@ def test_cross_fitting_never_shows_a_patient_to_their_own_estimate(kind, monkeyp
     np.testing.assert_allclose(probs.sum(-1), twice.valid, rtol=1e-4)
 
 
+def test_strange_is_the_way_to_what_clinicians_choose():
+    """They choose (1, 1) and (2, 3), and (0, 4) now and then: two levels from the latter of the two, in fact three."""
+    probs = np.zeros((1, 5, 5))
+    probs[0, 1, 1], probs[0, 2, 3], probs[0, 0, 4] = 0.6, 0.391, 0.009
+    far = [min(abs(v - 1) + abs(f - 1), abs(v - 2) + abs(f - 3)) for v in range(5) for f in range(5)]
+    assert far[4] == 3
+    found = behaviour.strange(probs.reshape(1, 25))
+    np.testing.assert_allclose(found, [np.array(far) - 0.009 * 3], rtol=1e-5)
+    np.testing.assert_allclose((probs.reshape(1, 25) * found).sum(axis=-1), 0, atol=1e-7)
+    assert np.isfinite(behaviour.strange(np.zeros((1, 25)))).all()  # padding
+
+
 def test_calibration_and_loss_equal_loops():
     rng = np.random.default_rng(0)
     probs = rng.dirichlet(np.full(25, 0.3), ACTIONS.shape)
