@@ -6,8 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from sepsis_jax import cli, config, files, pipeline
-from sepsis_jax.agent import loop, report, transcripts
-from sepsis_jax.agent.backends import PlannerBackend
+from sepsis_jax.agent import llm, loop, report, transcripts
+from sepsis_jax.agent.backends import Backend, PlannerBackend
+from sepsis_jax.agent.prompting import Prompts
+from sepsis_jax.config import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +20,14 @@ class Flags:
       episodes: Episodes store; default RUN/episodes.
       checkpoint: world model; default RUN/world_model.
       out: folder for transcripts.jsonl and report.html; default RUN/agent.
+      allow_remote_endpoint: send credentialed data to an LLM server on another machine. Data use agreements such as
+        MIMIC's forbid it unless you have made sure of the contrary.
     """
 
     episodes: Path | None = None
     checkpoint: Path | None = None
     out: Path | None = None
+    allow_remote_endpoint: bool = False
 
 
 def main(argv: list[str]) -> None:
@@ -31,15 +36,26 @@ def main(argv: list[str]) -> None:
     files.check_replaceable(out, transcripts.FILE, "a folder of transcripts")
     loaded = pipeline.load(settings, flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint)
     rows = loop.choose_stays(loaded.episodes, settings.agent)
-    backend = PlannerBackend(shield=settings.planner.shield)
-    bins = loaded.manifest.action_bins
-    cases = loop.run(loaded.episodes, rows, pipeline.simulator(settings, loaded), bins, backend, settings.agent)
+    prompts = Prompts(settings.llm.prompts)
+    backend = _backend(settings, loaded.manifest.credentialed and not flags.allow_remote_endpoint, prompts)
+    bins, simulator = loaded.manifest.action_bins, pipeline.simulator(settings, loaded)
+    cases = loop.run(loaded.episodes, rows, simulator, bins, backend, settings.agent, prompts)
     with files.replacing(out, transcripts.FILE, "a folder of transcripts") as folder:
         transcripts.write(folder / transcripts.FILE, cases)
         report.write(folder / report.FILE, cases, pipeline.describe(settings, loaded.manifest))
     cli.console.print(cli.table(transcripts.table(cases), title="Recommendations at the first decision"))
+    for kind, stays in transcripts.failures(cases).items():
+        cli.console.print(f"Failed, {kind}: {len(stays)} (stays {', '.join(map(str, stays[:10]))})")
     cli.console.print("Research software, not for care.")
     cli.console.print(f"Report: {out / report.FILE}")
+
+
+def _backend(settings: Config, private: bool, prompts: Prompts) -> Backend:
+    if settings.agent.backend == "planner":
+        return PlannerBackend(shield=settings.planner.shield)
+    if private:
+        llm.check_local(settings.llm)
+    return llm.LLMBackend(settings.llm, prompts, samples=settings.planner.samples, seed=settings.agent.seed)
 
 
 if __name__ == "__main__":

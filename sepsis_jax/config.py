@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from sepsis_jax.agent.settings import AgentSettings
+from sepsis_jax.agent.settings import AgentSettings, LLMSettings
 from sepsis_jax.data.builder import BuildSettings
 from sepsis_jax.data.mimic import MimicSettings
 from sepsis_jax.dynamics.patient.parameters import Knobs
@@ -61,6 +61,7 @@ class Config:
       clinician: the estimate of what clinicians do.
       planner: candidates, samples and horizon of the planner.
       agent: the loop over patients.
+      llm: the model that decides in it, if one does.
       evaluation: the tables.
       policies: who stands in the policy table, and how policies are judged.
       offline_rl: the policies that learn from recorded decisions.
@@ -75,6 +76,7 @@ class Config:
     clinician: ClinicianSettings = ClinicianSettings()
     planner: PlannerSettings = PlannerSettings()
     agent: AgentSettings = AgentSettings()
+    llm: LLMSettings = LLMSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     policies: PolicySettings = PolicySettings()
     offline_rl: OfflineSettings = OfflineSettings()

@@ -258,12 +258,17 @@ def _digest(episodes: Episodes) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
 
+def _who(config: Config) -> str:
+    asked = config.llm
+    return "planner" if config.agent.backend == "planner" else f"{asked.model}, one dialogue a {asked.context}"
+
+
 def describe(config: Config, manifest: Manifest) -> dict[str, str]:
     """Facts of a run for the top of its report."""
     return {
         "Cohort": f"{manifest.source}, {manifest.source_version}",
         "World model": f"{config.world_model.architecture}, hidden {config.world_model.hidden}",
-        "Backend": f"{config.agent.backend}, {config.planner.samples} samples of {config.planner.horizon} steps of 4 h",
+        "Backend": _who(config) + f", {config.planner.samples} samples of {config.planner.horizon} steps of 4 h",
         "Course": config.agent.follow.replace("_", " "),
         "Seed": str(config.agent.seed),
         "Code": f"sepsis_jax {manifest.code_version}",

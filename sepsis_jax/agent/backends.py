@@ -12,11 +12,28 @@ from sepsis_jax.clinical.actions import ALL_ACTIONS
 from sepsis_jax.policies.planner import best
 
 
+class Failed(Exception):
+    """A case that cannot go on.
+
+    Attributes:
+      kind: 'malformed answers', 'too many simulations', 'context overflow', 'timeout', 'no connection', 'rate limit' or
+        'server error'.
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind, self.detail = kind, detail
+
+
 class Backend(Protocol):
     """Decides one step of one case: any number of simulations, then one prescription."""
 
     async def decide(self, case: Case) -> None:
-        """Answer the open decision of `case` with `case.prescribe`."""
+        """Answer the open decision of `case` with `case.prescribe`, and add what was said to its messages.
+
+        Raises:
+          Failed: there is no answer that could be prescribed.
+        """
         ...
 
 
@@ -31,7 +48,9 @@ class PlannerBackend:
         futures = await case.simulate(ALL_ACTIONS)
         allowed = np.array([future.keeps_guideline for future in futures])
         choice = int(best(np.array([future.value for future in futures]), allowed, shield=self._shield))
-        await case.prescribe(futures[choice].action, _rationale(futures, choice, shield=self._shield))
+        action, rationale = futures[choice].action, _rationale(futures, choice, shield=self._shield)
+        await case.prescribe(action, rationale)
+        case.messages.append({"role": "assistant", "content": f"{list(action)}: {rationale}"})
 
 
 def _rationale(futures: list[Foresight], choice: int, *, shield: bool) -> str:

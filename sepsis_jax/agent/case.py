@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from sepsis_jax.agent.prompting import HOURS_PER_STEP, Prompts, package_prompts
 from sepsis_jax.agent.settings import Follow
 from sepsis_jax.agent.simulator import BatchedSimulator, Foresight, Next
 from sepsis_jax.clinical import guidelines
@@ -21,14 +21,9 @@ from sepsis_jax.clinical.features import FEATURES, NAMES, NUM_MASKED
 from sepsis_jax.data.episodes import EXIT_DEATH, EXIT_TRUNCATED, Episodes
 from sepsis_jax.dynamics.protocol import History
 
-HOURS_PER_STEP = 4
 _check = jax.jit(guidelines.check)
-_PROMPTS = Environment(
-    loader=PackageLoader("sepsis_jax.agent", "prompts"),
-    undefined=StrictUndefined,
-    autoescape=False,
-    trim_blocks=True,
-)
+Message = dict[str, Any]
+"""Of a dialogue, as the chat completions API has it: role, content, and a model's calls."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +71,17 @@ class Outcome:
     death_90d: float | None = None
 
 
+@dataclasses.dataclass
+class Usage:
+    """What a case has cost: requests answered, tokens, seconds waited, and malformed answers by kind."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    malformed: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
 class Case:
     """One stay in dialogue.
 
@@ -84,19 +90,37 @@ class Case:
       simulator: answers about candidates and moves the world after a deviation.
       bins: doses behind the levels, for the dosing rules.
       follow: see `AgentSettings.follow`.
+      prompts: how observations are worded; None for the package's.
+
+    Attributes:
+      messages: the dialogue so far; who decides appends what was said and answered.
+      observations: text of every decision so far, the open one last.
+      usage: what it has cost to ask.
+      outcome, decisions: what has become of the stay, and what was prescribed.
     """
 
     def __init__(
-        self, episodes: Episodes, row: int, simulator: BatchedSimulator, bins: ActionBins, follow: Follow
+        self,
+        episodes: Episodes,
+        row: int,
+        simulator: BatchedSimulator,
+        bins: ActionBins,
+        follow: Follow,
+        prompts: Prompts | None = None,
     ) -> None:
         self._record: Any = episodes.take(np.array([row]))
-        self._simulator, self._bins = simulator, bins
+        self._simulator = simulator
         self._obs = np.zeros_like(self._record.obs[0])
         self._mask = np.zeros_like(self._record.mask[0])
         self._action = np.zeros_like(self._record.action[0])
         self._obs[0], self._mask[0] = self._record.obs[0, 0], self._record.mask[0, 0]
         self._step, self._seen = 0, -1
         self._considered: list[Foresight] = []
+        self._prompts = prompts or package_prompts()
+        self.bins = bins
+        self.messages: list[Message] = []
+        self.observations: list[str] = []
+        self.usage = Usage()
         self.stay_id = int(self._record.stay_id[0])
         self.outcome = Outcome(closed=False, deviated=follow == "model")
         self.decisions: list[Decision] = []
@@ -122,13 +146,13 @@ class Case:
         levels = self._action[self._step - 1] if self._step else self._record.prior_action[0]
         return int(levels[0]), int(levels[1])
 
-    def observe(self) -> list[dict[str, str]]:
-        """New messages since the last call: the open decision's observation, once."""
+    def observe(self) -> list[Message]:
+        """What is new since the last call: the open decision's observation, once. It joins `messages`."""
         if self._seen == self._step or self.outcome.closed:
             return []
         self._seen = self._step
         age, gender, charlson = self._record.static[0]
-        text = _PROMPTS.get_template("observation.jinja").render(
+        text = self._prompts.observation(
             hours=HOURS_PER_STEP * (self._step + 1),
             source=self._source,
             age=round(float(age)),
@@ -142,7 +166,9 @@ class Case:
                 if i >= NUM_MASKED or self._mask[self._step, i]
             ],
         )
-        return [{"role": "user", "content": text}]
+        self.observations.append(text)
+        self.messages.append({"role": "user", "content": text})
+        return self.messages[-1:]
 
     async def simulate(self, actions: np.ndarray) -> list[Foresight]:
         """Simulated futures of the candidates int8[K,2] at the open decision; kept with the decision."""
@@ -209,7 +235,7 @@ class Case:
             self._obs[self._step][None],
             levels[None],
             np.array(self.previous),
-            self._bins.doses(levels)[None],
+            self.bins.doses(levels)[None],
             np.ones(1, bool),
         )
         return [name for name, flags in _check(steps).items() if bool(flags.violated[0])]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sepsis_jax.agent.backends import Backend
+from sepsis_jax.agent.backends import Backend, Failed
 from sepsis_jax.agent.case import Case
+from sepsis_jax.agent.prompting import Prompts
 from sepsis_jax.agent.settings import AgentSettings
 from sepsis_jax.agent.simulator import BatchedSimulator
 from sepsis_jax.agent.transcripts import transcript
@@ -36,21 +37,25 @@ def run(
     bins: ActionBins,
     backend: Backend,
     settings: AgentSettings,
+    prompts: Prompts | None = None,
 ) -> list[dict[str, Any]]:
-    """Run the cases of `rows`, at most `settings.concurrency` at once; transcripts in the order of `rows`."""
+    """Run the cases of `rows`, at most `settings.concurrency` at once; transcripts in the order of `rows`.
+
+    A case that fails ends there, as failed; the others go on. `prompts` as in `Case`.
+    """
     columns = (TextColumn("cases"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
     async def one(row: int, open_cases: asyncio.Semaphore, progress: Progress, task: Any) -> dict[str, Any]:
         async with open_cases:
-            case = Case(episodes, row, simulator, bins, settings.follow)
-            messages: list[dict[str, str]] = []
-            while not case.outcome.closed:
-                messages += case.observe()
-                await backend.decide(case)
-                decision = case.decisions[-1]
-                messages.append({"role": "assistant", "content": f"{list(decision.action)}: {decision.rationale}"})
+            case, failure = Case(episodes, row, simulator, bins, settings.follow, prompts), None
+            try:
+                while not case.outcome.closed:
+                    case.observe()
+                    await backend.decide(case)
+            except Failed as error:
+                failure = {"kind": error.kind, "detail": error.detail}
             progress.advance(task)
-            return transcript(case, messages, episodes, row)
+            return transcript(case, episodes, row, failure)
 
     async def everyone() -> list[dict[str, Any]]:
         open_cases = asyncio.Semaphore(settings.concurrency)

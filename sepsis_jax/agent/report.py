@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from sepsis_jax import plotting
-from sepsis_jax.agent.case import HOURS_PER_STEP
+from sepsis_jax.agent.prompting import HOURS_PER_STEP
 from sepsis_jax.agent.simulator import ANSWER_FEATURES
 from sepsis_jax.clinical.features import FEATURES, INDEX, URINE
 
@@ -38,8 +38,9 @@ def _totals(transcripts: list[dict[str, Any]]) -> dict[str, str]:
     agree = sum(d["action"] == d["clinician"] for d in both)
     kept = sum("guideline" not in d["broken"] for d in decisions)
     clinicians = sum("guideline" not in d["clinician_broken"] for d in both)
+    failed = sum(one["failed"] is not None for one in transcripts)
     return {
-        "Stays": str(len(transcripts)),
+        "Stays": f"{len(transcripts)}, of which {failed} failed" if failed else str(len(transcripts)),
         "Decisions": str(len(decisions)),
         "Same as the clinician": f"{agree} of {len(both)} decisions on recorded states",
         "Guideline kept": f"{kept} of {len(decisions)} decisions",
@@ -50,17 +51,20 @@ def _totals(transcripts: list[dict[str, Any]]) -> dict[str, str]:
 def _case(one: dict[str, Any]) -> dict[str, Any]:
     outcome, record = one["outcome"], one["record"]
     died = {-1: "unknown", 0: "alive", 1: "died"}[record["mortality_90d"]]
-    ended = _EXITS[outcome["exit"]]
-    if outcome["deviated"]:
+    ended, decisions = _EXITS[outcome["exit"]], one["decisions"]
+    if one["failed"] is not None:
+        ended = f"failed after {len(decisions)} decisions, {one['failed']['kind']}: {one['failed']['detail']}"
+    elif outcome["deviated"]:
         ended += f"; simulated 90-day mortality {outcome['death_90d']:.0%}"
     return {
         "stay_id": one["stay_id"],
         "patient": one["patient"],
         "ended": ended,
         "recorded": f"{record['length']} decisions, {_EXITS[record['exit']]}; at 90 days: {died}",
-        "fans": plotting.svg(_fans(one)),
-        "maps": plotting.svg(_maps(one["decisions"][0])),
-        "decisions": [_decision(d) for d in one["decisions"]],
+        "fans": plotting.svg(_fans(one)) if decisions else None,
+        "maps": plotting.svg(_maps(decisions[0])) if decisions and decisions[0]["considered"] else None,
+        "decisions": [_decision(d) for d in decisions],
+        "messages": one["messages"],
     }
 
 
@@ -98,7 +102,8 @@ def _fans(one: dict[str, Any]) -> Figure:
                 chosen = color == plotting.CHOSEN
                 plotting.fan(axes, horizon, *bands, color=color, label=text, start=(hours[0], values[0]), filled=chosen)
         axes.set_title(f"{name} ({FEATURES[INDEX[name]].unit})", size=9)
-        axes.set_xlim(hours[0] - 2, max(hours[-1], hours[0] + HOURS_PER_STEP * len(first["considered"][0]["sofa"])) + 2)
+        ahead = max((len(future["sofa"]) for future in first["considered"]), default=0)
+        axes.set_xlim(hours[0] - 2, max(hours[-1], hours[0] + HOURS_PER_STEP * ahead) + 2)
     deviation = next((h for h, d in zip(hours, one["decisions"], strict=True) if d["source"] == "model"), None)
     for axes in grid.flat:
         if deviation is not None:

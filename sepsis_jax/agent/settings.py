@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Literal
 
-from sepsis_jax.errors import SEEDS, check_range
+from sepsis_jax.errors import SEEDS, InputError, check_range
 
 Follow = Literal["recorded_until_deviation", "model"]
 
@@ -16,7 +17,7 @@ class AgentSettings:
     """What the agent runs over, and how.
 
     Attributes:
-      backend: who decides; 'planner' needs no LLM.
+      backend: who decides: 'planner' needs no LLM; 'llm' asks the server of `LLMSettings`.
       split: which stays: 'train', 'validation', 'test' or 'all'.
       stays: how many of them, in order; 0 takes every one.
       follow: 'recorded_until_deviation' goes along the record while the actions equal the clinician's and lives in
@@ -25,7 +26,7 @@ class AgentSettings:
       seed: of every random number of the run.
     """
 
-    backend: Literal["planner"] = "planner"
+    backend: Literal["planner", "llm"] = "planner"
     split: Literal["train", "validation", "test", "all"] = "test"
     stays: int = 6
     follow: Follow = "recorded_until_deviation"
@@ -34,3 +35,43 @@ class AgentSettings:
 
     def __post_init__(self) -> None:
         check_range(self, "agent", stays=(0, math.inf), concurrency=(1, 4096), seed=SEEDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class LLMSettings:
+    """A model behind an OpenAI-compatible server, and how it is asked. Its key, if any, is OPENAI_API_KEY.
+
+    Attributes:
+      base_urls: of one server or of several replicas, which share the cases.
+      model: name that the server knows it by.
+      prompts: folder of templates that replace the package's (system, observation, simulation `.jinja`).
+      context: 'step' makes each decision a dialogue of its own that holds the whole history once; 'episode' lets one
+        dialogue grow over the stay.
+      simulator: offer the simulation; without it the model decides from the record alone.
+      rationale: let a prescription say why.
+      tool_choice: 'required' makes the server enforce a call; 'auto' leaves it to the model.
+      temperature, top_p, max_tokens: of each answer.
+      simulations: of one decision, at most. malformed: answers without a valid call in one decision, at most.
+      timeout_s: of one request, in all. retries: of a request that the server did not answer, with growing waits.
+    """
+
+    base_urls: tuple[str, ...] = ("http://127.0.0.1:8000/v1",)
+    model: str = "model"
+    prompts: Path | None = None
+    context: Literal["step", "episode"] = "step"
+    simulator: bool = True
+    rationale: bool = True
+    tool_choice: Literal["required", "auto"] = "required"
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_tokens: int = 512
+    simulations: int = 3
+    malformed: int = 3
+    timeout_s: float = 120.0
+    retries: int = 4
+
+    def __post_init__(self) -> None:
+        check_range(self, "llm", temperature=(0, 10), top_p=(0, 1), max_tokens=(1, 1_000_000), retries=(0, 100))
+        check_range(self, "llm", simulations=(0, 100), malformed=(0, 100), timeout_s=(0.01, 86400))
+        if not self.base_urls:
+            raise InputError("llm", field="base_urls", expected="at least one address", found="none")

@@ -18,8 +18,11 @@ from sepsis_jax.errors import InputError
 FILE = "transcripts.jsonl"
 
 
-def transcript(case: Case, messages: list[dict[str, str]], episodes: Episodes, row: int) -> dict[str, Any]:
-    """A finished case as plain JSON types: who, every decision, how it ended, and how the record ended."""
+def transcript(case: Case, episodes: Episodes, row: int, failure: dict[str, str] | None = None) -> dict[str, Any]:
+    """A finished case as plain JSON types: who, every decision, how it ended, and how the record ended.
+
+    `failed` is null, or the kind and the detail of why the case could not go on.
+    """
     age, gender, charlson = (float(value) for value in episodes.static[row])
     return _plain(
         {
@@ -37,7 +40,9 @@ def transcript(case: Case, messages: list[dict[str, str]], episodes: Episodes, r
                 "exit": int(episodes.exit[row]),
                 "mortality_90d": int(episodes.mortality_90d[row]),
             },
-            "messages": messages,
+            "messages": case.messages,
+            "usage": dataclasses.asdict(case.usage),
+            "failed": failure,
         }
     )
 
@@ -61,6 +66,9 @@ def table(transcripts: list[dict[str, Any]]) -> pd.DataFrame:
     """The first decision of every case, for the console."""
     rows = []
     for one in transcripts:
+        if not one["decisions"]:
+            rows.append({"stay": one["stay_id"], "decisions": 0})
+            continue
         first = one["decisions"][0]
         chosen = next((f for f in first["considered"] if f["action"] == first["action"]), None)
         row = {
@@ -75,7 +83,16 @@ def table(transcripts: list[dict[str, Any]]) -> pd.DataFrame:
             "decisions": len(one["decisions"]),
         }
         rows.append(row)
-    return pd.DataFrame(rows).set_index("stay")
+    return pd.DataFrame(rows).set_index("stay").fillna("-")
+
+
+def failures(transcripts: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """Kind of failure -> stay_ids."""
+    found: dict[str, list[int]] = {}
+    for one in transcripts:
+        if one["failed"] is not None:
+            found.setdefault(one["failed"]["kind"], []).append(one["stay_id"])
+    return found
 
 
 def _levels(action: list[int] | None) -> str:

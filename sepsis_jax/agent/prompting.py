@@ -1,0 +1,98 @@
+"""What a model is told: Jinja templates of `prompts/`, or of a folder of the user's own that replaces some of them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, TemplateError
+
+from sepsis_jax.agent.simulator import Foresight
+from sepsis_jax.agent.tools import MOST_CANDIDATES
+from sepsis_jax.clinical.actions import ActionBins
+from sepsis_jax.errors import InputError
+
+HOURS_PER_STEP = 4
+RARE = 0.01
+"""Support below which an answer warns."""
+ANSWERED = ("meanbp", "heart_rate", "lactate", "output_4hourly", "spo2")
+"""Features of a simulation answer; the agent's report shows more."""
+_TEMPLATES = ("system", "observation", "simulation")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.0%}"
+
+
+def _band(one: Foresight, name: str, step: int) -> str:
+    """Median and interval; nothing where nobody is left in the ICU."""
+    median, low, high = (_number(part[name][step]) for part in (one.median, one.low, one.high))
+    return f"{median} [{low}-{high}]" if median != "-" else "-"
+
+
+class Prompts:
+    """The texts of a dialogue.
+
+    Args:
+      folder: templates that replace those of the package, by name; None for none.
+
+    Raises:
+      InputError: the folder is missing, holds none of the templates, or one cannot be parsed.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        own = [] if folder is None else [FileSystemLoader(str(folder))]
+        loader = ChoiceLoader([*own, PackageLoader("sepsis_jax.agent", "prompts")])
+        self._texts = Environment(
+            loader=loader, undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
+        )
+        self._texts.filters |= {"number": _number, "percent": _percent, "band": _band}
+        if folder is not None:
+            _check(folder)
+        for name in _TEMPLATES:
+            try:
+                self._texts.get_template(f"{name}.jinja")
+            except TemplateError as error:
+                raise InputError(f"{name}.jinja", expected="a Jinja template", found=str(error)) from error
+
+    def system(self, bins: ActionBins, *, simulator: bool, simulations: int) -> str:
+        """The task: levels, guidelines and tools."""
+        return self._render("system", bins=bins, simulator=simulator, simulations=simulations, **_LIMITS)
+
+    def observation(self, **facts: Any) -> str:
+        """One decision: who, hour, what was given, and what was newly measured."""
+        return self._render("observation", **facts)
+
+    def simulation(self, futures: Sequence[Foresight], samples: int) -> str:
+        """The answer to a simulation."""
+        last = HOURS_PER_STEP * len(futures[0].sofa)
+        facts = {"samples": samples, "first": HOURS_PER_STEP, "last": last, "rare": RARE, "features": ANSWERED}
+        return self._render("simulation", futures=futures, hours_per_step=HOURS_PER_STEP, **facts)
+
+    def _render(self, name: str, **facts: Any) -> str:
+        try:
+            return self._texts.get_template(f"{name}.jinja").render(**facts).strip()
+        except TemplateError as error:
+            raise InputError(f"{name}.jinja", expected="a template of known names", found=str(error)) from error
+
+
+_LIMITS = {"most_candidates": MOST_CANDIDATES}
+
+
+def _check(folder: Path) -> None:
+    names = [f"{name}.jinja" for name in _TEMPLATES]
+    if not any((folder / name).is_file() for name in names):
+        raise InputError(folder, expected=f"some of {', '.join(names)}", found="none")
+
+
+@functools.cache
+def package_prompts() -> Prompts:
+    """Those of the package."""
+    return Prompts()

@@ -1,0 +1,153 @@
+"""The two tools of the dialogue: their JSON schemas, and what an answer of a model asks for.
+
+A call is taken as the server parsed it, or found in the text where its parser missed it. Whatever is not exactly one
+valid call is `Malformed`; nothing is guessed, so nothing is prescribed that the model did not say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+from sepsis_jax.clinical.actions import LEVELS
+
+MOST_CANDIDATES = 3
+LONGEST_RATIONALE = 300
+SIMULATION, PRESCRIPTION = "simulation", "prescription"
+
+_LEVEL = {"type": "integer", "minimum": 0, "maximum": LEVELS - 1}
+_PAIR = rf"^\[[0-{LEVELS - 1}],[0-{LEVELS - 1}]\]$"
+_IN_TEXT = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+_FENCE = re.compile(r"^```(?:json)?\s*(.*?)\s*```$", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulate:
+    """Show what these actions would lead to, (vasopressor, fluid) levels each."""
+
+    actions: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prescribe:
+    """Give this action for the next 4 h."""
+
+    action: tuple[int, int]
+    rationale: str = ""
+
+
+class Malformed(Exception):
+    """No valid call.
+
+    Attributes:
+      kind: 'no call', 'several calls', 'unknown tool', 'broken JSON' or 'wrong arguments'. detail: for the model.
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind, self.detail = kind, detail
+
+
+def schemas(*, simulator: bool, rationale: bool) -> list[dict[str, Any]]:
+    """The tools as the chat completions API wants them.
+
+    Args:
+      simulator: offer the simulation. rationale: let a prescription say why.
+    """
+    candidates = {
+        "type": "array",
+        "items": {"type": "string", "pattern": _PAIR},
+        "minItems": 1,
+        "maxItems": MOST_CANDIDATES,
+        "description": "Candidate actions, each '[vasopressor,fluid]', e.g. '[1,2]'.",
+    }
+    levels: dict[str, Any] = {
+        "vasopressor": _LEVEL | {"description": "vasopressor level of the next 4 h"},
+        "iv_fluid": _LEVEL | {"description": "IV fluid level of the next 4 h"},
+    }
+    if rationale:
+        levels["rationale"] = {"type": "string", "maxLength": LONGEST_RATIONALE, "description": "why, in one sentence"}
+    simulation = _tool(
+        SIMULATION, "Simulate candidate actions from the open decision.", {"actions": candidates}, ["actions"]
+    )
+    prescription = _tool(
+        PRESCRIPTION, "Prescribe the next 4 h and go on.", levels, [name for name in levels if name != "rationale"]
+    )
+    return [simulation, prescription] if simulator else [prescription]
+
+
+def _tool(name: str, description: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+def read(content: str | None, calls: list[tuple[str, str]], *, simulator: bool) -> Simulate | Prescribe:
+    """The one call of an answer.
+
+    Args:
+      content: its text. calls: (name, arguments) as the server parsed them, arguments still JSON.
+      simulator: whether the simulation was offered.
+
+    Raises:
+      Malformed: there is no such call.
+    """
+    found = calls or _from_text(content or "")
+    if not found:
+        raise Malformed("no call", "answer with one call of a tool")
+    if len(found) > 1:
+        raise Malformed("several calls", f"{len(found)} calls in one answer; make one")
+    name, text = found[0]
+    if name != PRESCRIPTION and not (simulator and name == SIMULATION):
+        raise Malformed("unknown tool", f"there is no tool {name[:40]!r} here")
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Malformed("broken JSON", f"arguments are not JSON ({error})") from error
+    if not isinstance(arguments, dict):
+        raise Malformed("wrong arguments", "arguments are an object")
+    return _simulate(arguments) if name == SIMULATION else _prescribe(arguments)
+
+
+def _from_text(content: str) -> list[tuple[str, str]]:
+    """(name, arguments) of calls that stand in the text, as `<tool_call>` or as bare JSON."""
+    parts = _IN_TEXT.findall(content)
+    if not parts:
+        fenced = _FENCE.match(content.strip())
+        parts = [fenced.group(1) if fenced else content.strip()]
+    found = []
+    for part in parts:
+        try:
+            call = json.loads(part)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(call, dict) and isinstance(call.get("name"), str):
+            found.append((call["name"], json.dumps(call.get("arguments"))))
+    return found
+
+
+def _simulate(arguments: dict[str, Any]) -> Simulate:
+    actions = arguments.get("actions")
+    if set(arguments) != {"actions"} or not isinstance(actions, list) or not 1 <= len(actions) <= MOST_CANDIDATES:
+        raise Malformed("wrong arguments", f"'actions' is a list of 1 to {MOST_CANDIDATES} strings like '[1,2]'")
+    if not all(isinstance(one, str) and re.fullmatch(_PAIR, one) for one in actions):
+        raise Malformed("wrong arguments", f"an action is a string '[v,f]' with levels 0 to {LEVELS - 1}")
+    return Simulate(tuple((int(one[1]), int(one[3])) for one in actions))
+
+
+def _prescribe(arguments: dict[str, Any]) -> Prescribe:
+    vasopressor: Any = arguments.get("vasopressor")
+    fluid: Any = arguments.get("iv_fluid")
+    if not set(arguments) <= {"vasopressor", "iv_fluid", "rationale"}:
+        raise Malformed("wrong arguments", "only 'vasopressor', 'iv_fluid' and 'rationale' are known")
+    if not (_is_level(vasopressor) and _is_level(fluid)):
+        raise Malformed("wrong arguments", f"'vasopressor' and 'iv_fluid' are integers from 0 to {LEVELS - 1}")
+    rationale = arguments.get("rationale", "")
+    if not isinstance(rationale, str):
+        raise Malformed("wrong arguments", "'rationale' is a string")
+    return Prescribe((int(vasopressor), int(fluid)), rationale[:LONGEST_RATIONALE])
+
+
+def _is_level(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LEVELS  # True is no level
