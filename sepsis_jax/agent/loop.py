@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,21 @@ def run(
     backend: Backend,
     settings: AgentSettings,
     prompts: Prompts | None = None,
+    finished: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run the cases of `rows`, at most `settings.concurrency` at once; transcripts in the order of `rows`.
 
-    A case that fails ends there, as failed; the others go on. `prompts` as in `Case`.
+    A case that fails ends there, as failed; the others go on. `prompts` as in `Case`; `finished` is called with every
+    transcript as soon as it is there.
     """
-    columns = (TextColumn("cases"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("cases"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[pace]}"),
+    )
+    pace = _Pace()
 
     async def one(row: int, open_cases: asyncio.Semaphore, progress: Progress, task: Any) -> dict[str, Any]:
         async with open_cases:
@@ -54,13 +64,33 @@ def run(
                     await backend.decide(case)
             except Failed as error:
                 failure = {"kind": error.kind, "detail": error.detail}
-            progress.advance(task)
-            return transcript(case, episodes, row, failure)
+            done = transcript(case, episodes, row, failure)
+            if finished is not None:
+                finished(done)
+            progress.update(task, advance=1, pace=pace.of(done))
+            return done
 
     async def everyone() -> list[dict[str, Any]]:
         open_cases = asyncio.Semaphore(settings.concurrency)
         with Progress(*columns, transient=True) as progress:
-            task = progress.add_task("cases", total=len(rows))
+            task = progress.add_task("cases", total=len(rows), pace="")
             return await asyncio.gather(*(one(int(row), open_cases, progress, task) for row in rows))
 
     return asyncio.run(everyone())
+
+
+class _Pace:
+    """What stands beside the progress bar: cases a minute, tokens a second, failures."""
+
+    def __init__(self) -> None:
+        self._began, self._cases, self._tokens, self._failed = time.monotonic(), 0, 0, 0
+
+    def of(self, done: dict[str, Any]) -> str:
+        self._cases += 1
+        self._tokens += done["usage"]["prompt_tokens"] + done["usage"]["completion_tokens"]
+        self._failed += done["failed"] is not None
+        seconds = max(time.monotonic() - self._began, 1e-3)
+        text = f"{60 * self._cases / seconds:.3g} cases/min"
+        if self._tokens:
+            text += f", {self._tokens / seconds:.3g} tokens/s"
+        return text + (f", {self._failed} failed" if self._failed else "")

@@ -112,7 +112,15 @@ def summary(cohorts: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
             "reliable": f"reliable_{key}",
         }
         out[f"{estimator.upper()}, {kind}"] = {
-            title: f"{table[name].mean():.2f} ({table[name].min():.2f} to {table[name].max():.2f})"
-            for title, name in figures.items()
+            title: _spread(table[name].astype(float)) for title, name in figures.items()
         }
     return pd.DataFrame.from_dict(out, orient="index").rename_axis(index="estimator, propensities")
+
+
+def _spread(scores: pd.Series) -> str:
+    """Mean (least to most), and over how many cohorts if some have no score."""
+    known = scores.dropna()
+    if known.empty:
+        return "-"
+    text = f"{known.mean():.2f} ({known.min():.2f} to {known.max():.2f})"
+    return text if len(known) == len(scores) else f"{text}, {len(known)} of {len(scores)}"

@@ -40,13 +40,16 @@ def previous_action(history: History) -> jax.Array:
     return jnp.where(last > 0, history.action[jnp.maximum(last - 1, 0)], history.prior_action)
 
 
+_BLOCK = 16  # a power of two; always at least two blocks, since XLA makes another program of a loop that turns once
+
+
 def probs_at(policy: Policy, params: Any, histories: History) -> np.ndarray:
     """f32[B,25]: what the policy would do at the decision of each history (leading B).
 
-    Compiled once for all B up to the same power of two.
+    Compiled once for all B up to the same power of two. Blocks of one size, so that no digit depends on who else asks.
     """
     number = len(histories.length)
-    rows = np.minimum(np.arange(1 << (number - 1).bit_length()), number - 1)
+    rows = np.minimum(np.arange(max(2 * _BLOCK, 1 << (number - 1).bit_length())), number - 1)
     padded = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], histories)
     return np.asarray(_probs_at(policy, params, padded))[:number]
 
@@ -57,7 +60,7 @@ def _probs_at(policy: Policy, params: Any, histories: History) -> jax.Array:
         last, carry = history.length - 1, policy.init(params, history)
         return policy.probs(params, carry, history.obs[last], history.mask[last], previous_action(history))[0]
 
-    return jax.vmap(one)(histories)
+    return jax.lax.map(one, histories, batch_size=_BLOCK)
 
 
 def probs_on_record(policy: Policy, params: Any, episodes: Episodes) -> np.ndarray:

@@ -127,6 +127,16 @@ def test_expected_exits_are_the_mean_over_exits():
     np.testing.assert_allclose(got.death_90d, drawn.mean(), atol=4 * float(drawn.std()) / 4000**0.5)
 
 
+def test_no_digit_depends_on_who_else_asks(fitted):
+    settings, episodes, params = fitted
+    rows = np.arange(70) % episodes.num_stays
+    histories = history_at(episodes, rows, np.zeros(70, int))
+    together = probs_at(Clinician(settings), params, histories)
+    for number in (1, 3, 17, 40):
+        some = jax.tree.map(lambda leaf: leaf[:number], histories)  # noqa: B023
+        np.testing.assert_array_equal(probs_at(Clinician(settings), params, some), together[:number])
+
+
 @pytest.mark.parametrize("shield", [True, False])
 def test_fewer_candidates_are_the_usual_ones(fitted, shield):
     """The same numbers for those that are simulated, and never one that the shield forbids."""
