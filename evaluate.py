@@ -277,8 +277,7 @@ def _ranking(settings: Config) -> Numbers:
         asked = pipeline.inquiry(own, tested, known, manifest, checkpoints.CARRY, _note)
         stage = closed_loop.true_stage(truth, asked.tested, manifest.action_bins, asked.reward)
         treating = contenders.true_clinicians(truth, manifest.action_bins)
-        estimated = asked.estimate if known.propensity is not None else None
-        judged = ranking.judge(asked, stage, treating, estimated)
+        judged = ranking.judge(asked, stage, treating, asked.estimate)
         wide = judged.pivot(index="policy", columns=["propensities", "estimator"], values="value")
         wide.columns = [f"{estimator}, {kind}" for kind, estimator in wide.columns]
         truths = judged.groupby("policy")[["true", "death_90d"]].first()

@@ -35,7 +35,8 @@ def judge(inquiry: Inquiry, stage: Stage, clinicians: Contender, estimated: Cont
 
     Args:
       inquiry: with everyone mixed (`PolicySettings.softening`). stage: its simulator, where `clinicians` treat.
-      estimated: clinicians whose propensities were estimated; the same mixtures are judged again with those.
+      estimated: clinicians whose propensities were estimated; the same mixtures are judged again with those. Not asked
+        where none are known, since then the first judgement is such a one.
 
     Returns:
       Columns propensities ('known' or 'estimated'), policy, estimator, value, low, high, reliable, ess, true (value),
@@ -46,8 +47,8 @@ def judge(inquiry: Inquiry, stage: Stage, clinicians: Contender, estimated: Cont
     played = policy_table.tabulate(results, {}, draws=inquiry.draws, seed=inquiry.seed)
     death = played.set_index("policy")
     death = death["death_90d"].iloc[0] - death["saved"]
-    every = {"known": evidence}
-    if estimated is not None:
+    every = {"estimated" if inquiry.tested.propensity is None else "known": evidence}
+    if estimated is not None and "known" in every:
         treated = [estimated.on_record(some) for some in (inquiry.tested, inquiry.fitted)]
         every["estimated"] = dataclasses.replace(evidence, treated=treated[0], treated_fitted=treated[1])
     found = []

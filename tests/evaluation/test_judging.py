@@ -251,6 +251,24 @@ def judged(values, reliable=(True, True, True, True)):
     return pd.DataFrame(rows)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_who_is_ranked_by_whose_propensities(tmp_path, monkeypatch, known):
+    number = TESTED.num_stays
+    truth = {CLINICIANS: result(np.full(number, 0.3), np.zeros(number)), "flat": result([0.1], [2.0])}
+    monkeypatch.setattr(Inquiry, "played", lambda *_: truth)
+    asked = inquiry(tmp_path)
+    if not known:
+        asked = dataclasses.replace(
+            asked, tested=TESTED.replace(propensity=None), clinicians=Contender(None, flat_policy)
+        )
+    judged = ranking.judge(asked, None, None, Contender(None, flat_policy))
+    assert set(judged["propensities"]) == ({"known", "estimated"} if known else {"estimated"})
+    one = judged[(judged["estimator"] == "WIS") & (judged["policy"] == "flat")]
+    assert (one["true"] == 2.0).all() and one["death_90d"].to_numpy() == pytest.approx(0.1)
+    # Judged with the estimate, which is flat too, the flat policy is the one that treated.
+    assert one.set_index("propensities").loc["estimated", "ess"] == pytest.approx(number)
+
+
 def test_kendall_by_hand():
     """One of six pairs is turned round: tau = (5 - 1) / 6; among the three close ones it is (2 - 1) / 3."""
     found = ranking.scores(judged([1.5, 1.2, 3.5, 9.0]))
@@ -262,6 +280,9 @@ def test_kendall_by_hand():
     assert np.isnan(few["tau_known_fqe_reliable"]) and few["tau_known_fqe"] == 1
     table = ranking.summary({"1": ranking.scores(judged([1, 2, 3, 4])), "2": ranking.scores(judged([4, 3, 2, 1]))})
     assert table.loc["FQE, known", "tau"] == "0.00 (-1.00 to 1.00)"
+    some = ranking.summary({"1": few, "2": found})
+    assert some.loc["FQE, known", "tau, reliable ones"] == "0.67 (0.67 to 0.67), 1 of 2"
+    assert ranking.summary({"1": few}).loc["FQE, known", "tau, reliable ones"] == "-"
 
 
 @pytest.mark.parametrize(
