@@ -77,7 +77,8 @@ def _identity(settings: Config, loaded: Loaded, rows: np.ndarray, flags: Flags) 
         "models": pipeline.identity(settings, flags.checkpoint or settings.checkpoint),
     }
     if settings.agent.backend == "llm":
-        asked = {"base_urls": None, "timeout_s": None, "retries": None, "prompts": str(settings.llm.prompts)}
+        texts = settings.llm.prompts and files.digests(settings.llm.prompts)
+        asked = {"base_urls": None, "timeout_s": None, "retries": None, "prompts": texts}
         told["llm"] = dataclasses.asdict(settings.llm) | asked
     return told
 
