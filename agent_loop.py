@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
 def _identity(settings: Config, loaded: Loaded, rows: np.ndarray, flags: Flags) -> dict[str, Any]:
     """Whatever changes what the cases say; how fast and from where they are asked does not."""
     told = {
-        "stays": journal.digest(loaded.episodes.take(rows)),
+        "stays": loaded.episodes.take(rows).digest(),
         "agent": dataclasses.asdict(settings.agent) | {"concurrency": None, "stays": None},
         "planner": dataclasses.asdict(settings.planner) | {"block": None},
         "models": pipeline.identity(settings, flags.checkpoint or settings.checkpoint),

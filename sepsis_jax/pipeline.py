@@ -252,12 +252,6 @@ def _planned(config: Config, loaded: Loaded, episodes: Episodes) -> np.ndarray:
     return planner.planned(loaded.world, loaded.params, loaded.policy_params, episodes, seed, settings)
 
 
-def _digest(episodes: Episodes) -> str:
-    """Tells these stays, their treatment and their splits from others."""
-    parts = (episodes.stay_id, episodes.split, episodes.obs, episodes.action, episodes.mortality_90d)
-    return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
-
-
 def _who(config: Config) -> str:
     asked = config.llm
     return "planner" if config.agent.backend == "planner" else f"{asked.model}, one dialogue a {asked.context}"
@@ -310,7 +304,7 @@ def inquiry(
     teaching, rest = _teaching(train, settings.learn_stays)
     everyone = roster.naive(teaching) | roster.learned(config.offline_rl, teaching, scaler, reward, seed, report)
     described = [dataclasses.asdict(one) for one in (config.offline_rl, config.clinician, config.cohort)]
-    depends: list[Any] = [manifest.source, manifest.source_version, _digest(tested), _digest(known), seed]
+    depends: list[Any] = [manifest.source, manifest.source_version, tested.digest(), known.digest(), seed]
     depends += [settings.learn_stays, settings.fit_stays, config.agent.seed, version("sepsis_jax")]
     depends += [dataclasses.asdict(reward), *described]
     if PLANNER in settings.names:

@@ -17,6 +17,7 @@ GRACE_S = 10.0
 
 
 def main(command: list[str]) -> int:
+    """Exit status of the command, once it and all its children are gone."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches the owner too, who closes the pipe when it is done

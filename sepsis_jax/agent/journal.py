@@ -6,18 +6,14 @@ case. A kill in the middle of a line leaves that line broken; it is cut off, and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from sepsis_jax import files
 from sepsis_jax.agent import transcripts
-from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.errors import InputError
 
 RUN = "run.json"
@@ -27,12 +23,6 @@ _SUFFIX = ".unfinished.jsonl"
 def path_of(out: Path) -> Path:
     """The journal of the run whose results go to the folder `out`."""
     return out.with_name(out.name + _SUFFIX)
-
-
-def digest(episodes: Episodes) -> str:
-    """Tells these stays from others, by all that a case reads of them."""
-    parts = (episodes.stay_id, episodes.obs, episodes.mask, episodes.action, episodes.static, episodes.mortality_90d)
-    return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
 
 class Journal:

@@ -14,10 +14,9 @@ from sepsis_jax.agent.simulator import Foresight
 from sepsis_jax.agent.tools import MOST_CANDIDATES
 from sepsis_jax.clinical.actions import ActionBins
 from sepsis_jax.errors import InputError
+from sepsis_jax.simulation.policy import RARE
 
 HOURS_PER_STEP = 4
-RARE = 0.01
-"""Support below which an answer warns."""
 ANSWERED = ("meanbp", "heart_rate", "lactate", "output_4hourly", "spo2")
 """Features of a simulation answer; the agent's report shows more."""
 _TEMPLATES = ("system", "observation", "simulation")

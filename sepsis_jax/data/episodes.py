@@ -7,6 +7,7 @@ falls at tau + 4t + 4 h: nothing charted after a decision is in its state.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,14 @@ class Episodes:
     def subset(self, split: str) -> Episodes:
         """The stays of one split: 'train', 'validation' or 'test'."""
         return self.take(np.asarray(self.split) == SPLITS.index(split))
+
+    def digest(self) -> str:
+        """SHA-256 that tells these stays from others, by every field."""
+        found = hashlib.sha256()
+        for name, value in self.__dict__.items():
+            if value is not None:
+                found.update(f"{name} {np.shape(value)}".encode() + np.ascontiguousarray(value).tobytes())
+        return found.hexdigest()
 
 
 DTYPES: dict[str, tuple[str, tuple[Any, ...]]] = {

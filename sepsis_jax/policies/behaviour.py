@@ -24,7 +24,7 @@ from sepsis_jax.errors import InputError
 from sepsis_jax.policies import clinician
 from sepsis_jax.policies.clinician import Clinician, ClinicianSettings
 from sepsis_jax.policies.inputs import WIDTH, on_record
-from sepsis_jax.simulation.policy import probs_on_record
+from sepsis_jax.simulation.policy import RARE, probs_on_record
 
 Kind = Literal["mlp", "knn"]
 Estimate = Callable[[Episodes], np.ndarray]
@@ -33,8 +33,6 @@ Estimate = Callable[[Episodes], np.ndarray]
 NEIGHBOURS = 200
 _PRIOR = 10.0  # decisions that the shares over all the cohort count for, so that no action is impossible
 _PREVIOUS = 2.0  # what was given before says more of the next action than any measurement
-_LIKELY = 0.01
-"""Probability below which clinicians hardly ever choose an action."""
 _LEVELS_APART = np.abs(np.asarray(ALL_ACTIONS, int)[:, None] - np.asarray(ALL_ACTIONS, int)).sum(axis=-1)
 _FARTHEST = _LEVELS_APART.max()
 
@@ -102,7 +100,7 @@ def loss(probs: np.ndarray, episodes: Episodes) -> float:
 
 def unsupported(probs: np.ndarray, behaviour: np.ndarray) -> np.ndarray:
     """f32[B,T]: how much of a policy f32[B,T,25] falls on actions that clinicians hardly ever choose (below 1 %)."""
-    return np.where(np.asarray(behaviour) < _LIKELY, probs, 0.0).sum(axis=-1)
+    return np.where(np.asarray(behaviour) < RARE, probs, 0.0).sum(axis=-1)
 
 
 def strange(behaviour: np.ndarray) -> np.ndarray:
@@ -110,7 +108,7 @@ def strange(behaviour: np.ndarray) -> np.ndarray:
 
     Actions of less than 1 % count as not chosen. Less what clinicians do themselves, so that they are 0 on average.
     """
-    chosen = np.asarray(behaviour) >= _LIKELY
+    chosen = np.asarray(behaviour) >= RARE
     far = np.stack([np.where(chosen, steps, _FARTHEST).min(axis=-1) for steps in _LEVELS_APART], axis=-1)
     return (far - (behaviour * far).sum(axis=-1, keepdims=True)).astype(np.float32)
 

@@ -40,6 +40,8 @@ def previous_action(history: History) -> jax.Array:
     return jnp.where(last > 0, history.action[jnp.maximum(last - 1, 0)], history.prior_action)
 
 
+RARE = 0.01
+"""Probability below which clinicians hardly ever choose an action."""
 _BLOCK = 16  # a power of two; always at least two blocks, since XLA makes another program of a loop that turns once
 
 

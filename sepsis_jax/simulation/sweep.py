@@ -18,7 +18,7 @@ from sepsis_jax.simulation.batch import BLOCK, simulate
 from sepsis_jax.simulation.block import Layout
 from sepsis_jax.simulation.candidates import Candidates
 from sepsis_jax.simulation.course import World
-from sepsis_jax.simulation.policy import Policy, probs_at
+from sepsis_jax.simulation.policy import RARE, Policy, probs_at
 from sepsis_jax.simulation.record import Summarize, Summary
 
 KEY_FEATURES: tuple[str, ...] = (
@@ -32,8 +32,6 @@ KEY_FEATURES: tuple[str, ...] = (
     "output_4hourly",
 )
 """What a sweep describes unless told otherwise."""
-RARE = 0.01
-"""Support below which an action counts as out of distribution: clinicians take it less than once in a hundred times."""
 ENDS = ("value", "value_sd", "value_sd_members", "value_se", "death_90d", "death_90d_sd_members")
 EXITS = ("in_icu", "died", "discharged")
 

@@ -151,3 +151,15 @@ def test_take_and_subset():
     assert list(EPISODES.take([3, 1]).stay_id) == [EPISODES.stay_id[3], EPISODES.stay_id[1]]
     sizes = [EPISODES.subset(name).num_stays for name in ("train", "validation", "test")]
     assert sum(sizes) == 10 and EPISODES.subset("test").valid.sum() == EPISODES.length[EPISODES.split == 2].sum()
+
+
+def test_the_digest_tells_other_stays_by_any_field():
+    episodes = make_episodes(3, 4, seed=1)
+    digests = {episodes.digest()}
+    assert digests == {make_episodes(3, 4, seed=1).digest()}
+    others = [name for name, value in episodes.__dict__.items() if value is not None]
+    for name in others:
+        value = np.array(getattr(episodes, name))
+        value.flat[0] = not value.flat[0] if value.dtype == bool else value.flat[0] + 1
+        digests.add(episodes.replace(**{name: value}).digest())
+    assert len(digests) == 1 + len(others)

@@ -23,8 +23,9 @@ from sepsis_jax.files import digests
 from sepsis_jax.policies.rules import Fixed, Guideline
 from sepsis_jax.simulation import candidates
 from sepsis_jax.simulation.batch import simulate
+from sepsis_jax.simulation.policy import RARE
 from sepsis_jax.simulation.record import Summarize
-from sepsis_jax.simulation.sweep import RARE, Sweep, size_bytes
+from sepsis_jax.simulation.sweep import Sweep, size_bytes
 from sepsis_jax.simulation.sweep_store import Unfinished
 
 EPISODES = make_episodes(5, 6, seed=3)
