@@ -3,58 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import jax
+import processes
 import pytest
-from factories import fit_scaler, make_episodes
+from processes import finish, tiny_inputs
 
 from sepsis_jax.agent import journal, transcripts
-from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
-from sepsis_jax.data import store
-from sepsis_jax.dynamics.worldmodel.bounds import Support
-from sepsis_jax.dynamics.worldmodel.model import WorldModel
 
-ROOT = Path(__file__).parents[2]
 STAYS = 200
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Flags that name a small Episodes store and an untrained world model."""
-    stays, folder = make_episodes(STAYS, 3, seed=0), tmp_path_factory.mktemp("inputs")
-    scaler = fit_scaler(stays)
-    manifest = store.Manifest("test", "1", {}, AI_CLINICIAN_BINS, scaler, (("all", STAYS),))
-    store.save(folder / "episodes", stays, manifest)
-    model = WorldModel(hidden=8, layers=1, members=2)
-    model.save(folder / "model", model.init(scaler, Support.plausible(scaler), jax.random.key(0)), manifest)
+    """Flags of a run over all stays."""
+    folder = tmp_path_factory.mktemp("inputs")
     (folder / "run.yaml").write_text("planner: {samples: 4, horizon: 1}\nagent: {split: all, stays: 0}\n")
-    return (
-        f"--config={folder / 'run.yaml'}",
-        f"--episodes={folder / 'episodes'}",
-        f"--checkpoint={folder / 'model'}",
-        "--clinician.updates=5",
-    )
+    return f"--config={folder / 'run.yaml'}", *tiny_inputs(folder, STAYS, 3)
 
 
 def start(inputs, out, *words):
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=1",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.values["jax_compilation_cache_dir"],
-    }
-    command = [sys.executable, "agent_loop.py", f"--out={out}", *inputs, *words]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=-1, stderr=subprocess.STDOUT)
-
-
-def finish(process, code=0):
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == code, output
-    return output
+    return processes.start("agent_loop.py", f"--out={out}", *inputs, *words)
 
 
 def written(out):

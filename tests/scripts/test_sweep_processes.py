@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import namedtuple
-from contextlib import nullcontext
-from pathlib import Path
 
-import jax
 import numpy as np
+import processes
 import pytest
 import xarray as xr
 from disks import full_disk
-from factories import fit_scaler, make_episodes
+from processes import ROOT, finish, tiny_inputs
 
-from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
-from sepsis_jax.data import store
-from sepsis_jax.dynamics.worldmodel.bounds import Support
-from sepsis_jax.dynamics.worldmodel.model import WorldModel
 from sepsis_jax.errors import InputError
 from sepsis_jax.files import digests
 
-ROOT = Path(__file__).parents[2]
 STAYS, REGIONS = 20, 4
 SMALL = (
     "--steps=0",
@@ -41,30 +31,12 @@ EIGHT_BLOCKS = "--memory=1.6"
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Flags that name a tiny Episodes store and an untrained world model."""
-    stays, folder = make_episodes(STAYS, 4, seed=0), tmp_path_factory.mktemp("inputs")
-    scaler = fit_scaler(stays)
-    manifest = store.Manifest("test", "1", {}, AI_CLINICIAN_BINS, scaler, (("all", STAYS),))
-    store.save(folder / "episodes", stays, manifest)
-    model = WorldModel(hidden=8, layers=1, members=2)
-    model.save(folder / "model", model.init(scaler, Support.plausible(scaler), jax.random.key(0)), manifest)
-    return f"--episodes={folder / 'episodes'}", f"--checkpoint={folder / 'model'}", "--clinician.updates=5", *SMALL
+    """Flags of a small sweep."""
+    return *tiny_inputs(tmp_path_factory.mktemp("inputs"), STAYS, 4), *SMALL
 
 
-def start(inputs, out, *words, flags="", disk=None, **variables):
-    """A process of sweep.py on one device; `disk` is the context it starts in."""
-    cache = jax.config.values["jax_compilation_cache_dir"]
-    flags = f"--xla_backend_optimization_level=1 {flags}"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": cache} | variables
-    command = [sys.executable, "sweep.py", f"--out={out}", *inputs, *words]
-    with disk or nullcontext():
-        return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=-1, stderr=subprocess.STDOUT)
-
-
-def finish(process, code=0):
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == code, output
-    return output
+def start(inputs, out, *words, **options):
+    return processes.start("sweep.py", f"--out={out}", *inputs, *words, **options)
 
 
 def pair(inputs, out, *words):
