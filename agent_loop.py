@@ -8,16 +8,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from sepsis_jax import cli, config, files, pipeline
-from sepsis_jax.agent import journal, llm, loop, report, transcripts
-from sepsis_jax.agent.backends import Backend, PlannerBackend
+from sepsis_jax import agent_run, cli, config, files, pipeline
+from sepsis_jax.agent import dialogues, journal, loop, report, transcripts
+from sepsis_jax.agent.llm import LLMBackend
 from sepsis_jax.agent.prompting import Prompts
-from sepsis_jax.config import Config
-from sepsis_jax.pipeline import Loaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +23,9 @@ class Flags:
       episodes: Episodes store; default RUN/episodes.
       checkpoint: world model; default RUN/world_model.
       out: folder for transcripts.jsonl and report.html; default RUN/agent.
+      serve: model (a folder, or a name on a hub) that vLLM serves here for as long as the run lasts.
+      replicas: servers that share the cases.
+      dialogues: also write every decision to this file of JSON lines, as a model reads and writes it, to learn from.
       allow_remote_endpoint: send credentialed data to an LLM server on another machine. Data use agreements such as
         MIMIC's forbid it unless you have made sure of the contrary.
       resume: go on with an unfinished run of the same settings.
@@ -37,6 +35,9 @@ class Flags:
     episodes: Path | None = None
     checkpoint: Path | None = None
     out: Path | None = None
+    serve: str | None = None
+    replicas: int = 1
+    dialogues: Path | None = None
     allow_remote_endpoint: bool = False
     resume: bool = False
     retry_failed: bool = False
@@ -44,51 +45,40 @@ class Flags:
 
 def main(argv: list[str]) -> None:
     settings, flags = config.load(argv, Flags, description="Recommend treatments for stays.")
-    out = flags.out or settings.report
+    out, checkpoint = flags.out or settings.report, flags.checkpoint or settings.checkpoint
     files.check_replaceable(out, transcripts.FILE, "a folder of transcripts")
-    loaded = pipeline.load(settings, flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint)
+    journal.check_open(out, resume=flags.resume)
+    stays = flags.episodes or settings.episodes
+    loaded = pipeline.load(settings, stays, checkpoint)
     rows = loop.choose_stays(loaded.episodes, settings.agent)
-    prompts = Prompts(settings.llm.prompts)
-    backend = _backend(settings, loaded.manifest.credentialed and not flags.allow_remote_endpoint, prompts)
-    bins, simulator = loaded.manifest.action_bins, pipeline.simulator(settings, loaded)
-    who = _identity(settings, loaded, rows, flags)
-    with journal.open_run(out, who, resume=flags.resume, retry_failed=flags.retry_failed) as log:
+    prompts, bins = Prompts(settings.llm.prompts), loaded.manifest.action_bins
+    simulator = agent_run.simulator(settings, loaded, agent_run.truth(settings, loaded, stays))
+    who = agent_run.identity(settings, loaded, rows, checkpoint, flags.serve)
+    private = loaded.manifest.credentialed and not flags.allow_remote_endpoint
+    longest = agent_run.Longest(settings, loaded, simulator, prompts, rows)
+    logs = out.with_name(f"{out.name}.server")
+    with (
+        journal.open_run(out, who, resume=flags.resume, retry_failed=flags.retry_failed) as log,
+        agent_run.served(settings, flags.serve, flags.replicas, private, logs, longest) as asked,
+    ):
+        backend = agent_run.backend(asked, settings, prompts)
         open_rows = [row for row in rows if int(loaded.episodes.stay_id[row]) not in log.done]
         loop.run(loaded.episodes, open_rows, simulator, bins, backend, settings.agent, prompts, log.add)
         cases = [log.done[int(loaded.episodes.stay_id[row])] for row in rows]
     with files.replacing(out, transcripts.FILE, "a folder of transcripts") as folder:
         transcripts.write(folder / transcripts.FILE, cases)
         (folder / journal.RUN).write_text(json.dumps(who))
-        report.write(folder / report.FILE, cases, pipeline.describe(settings, loaded.manifest))
+        report.write(folder / report.FILE, cases, agent_run.describe(settings, loaded.manifest))
     journal.path_of(out).unlink(missing_ok=True)
+    if flags.dialogues is not None:
+        asking = LLMBackend(settings.llm, prompts, samples=settings.planner.samples, seed=settings.agent.seed)
+        number = dialogues.write(flags.dialogues, cases, asking, bins)
+        cli.console.print(f"{number} dialogues: {flags.dialogues}")
     cli.console.print(cli.table(transcripts.table(cases), title="Recommendations at the first decision"))
-    for kind, stays in transcripts.failures(cases).items():
-        cli.console.print(f"Failed, {kind}: {len(stays)} (stays {', '.join(map(str, stays[:10]))})")
+    for kind, failed in transcripts.failures(cases).items():
+        cli.console.print(f"Failed, {kind}: {len(failed)} (stays {', '.join(map(str, failed[:10]))})")
     cli.console.print("Research software, not for care.")
     cli.console.print(f"Report: {out / report.FILE}")
-
-
-def _identity(settings: Config, loaded: Loaded, rows: np.ndarray, flags: Flags) -> dict[str, Any]:
-    """Whatever changes what the cases say; how fast and from where they are asked does not."""
-    told = {
-        "stays": loaded.episodes.take(rows).digest(),
-        "agent": dataclasses.asdict(settings.agent) | {"concurrency": None, "stays": None},
-        "planner": dataclasses.asdict(settings.planner) | {"block": None},
-        "models": pipeline.identity(settings, flags.checkpoint or settings.checkpoint),
-    }
-    if settings.agent.backend == "llm":
-        texts = settings.llm.prompts and files.digests(settings.llm.prompts)
-        asked = {"base_urls": None, "timeout_s": None, "retries": None, "prompts": texts}
-        told["llm"] = dataclasses.asdict(settings.llm) | asked
-    return told
-
-
-def _backend(settings: Config, private: bool, prompts: Prompts) -> Backend:
-    if settings.agent.backend == "planner":
-        return PlannerBackend(shield=settings.planner.shield)
-    if private:
-        llm.check_local(settings.llm)
-    return llm.LLMBackend(settings.llm, prompts, samples=settings.planner.samples, seed=settings.agent.seed)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from sepsis_jax import files
-from sepsis_jax.agent.simulator import BatchedSimulator
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.clinical.reward import PUBLISHED
 from sepsis_jax.config import Config
@@ -215,18 +214,6 @@ def identity(config: Config, checkpoint_path: Path) -> dict[str, Any]:
     }
 
 
-def simulator(config: Config, loaded: Loaded) -> BatchedSimulator:
-    """The simulator that the agent's cases ask."""
-    return BatchedSimulator(
-        loaded.world,
-        loaded.params,
-        loaded.policy_params,
-        config.planner,
-        seed=config.agent.seed,
-        concurrency=config.agent.concurrency,
-    )
-
-
 def part(episodes: Episodes, split: str, path: Path) -> Episodes:
     """The stays of one split; InputError when there is none."""
     chosen = episodes.subset(split)
@@ -250,23 +237,6 @@ def _planned(config: Config, loaded: Loaded, episodes: Episodes) -> np.ndarray:
     settings = dataclasses.replace(config.planner, samples=config.evaluation.planner_samples)
     seed = jax.random.key(config.agent.seed)
     return planner.planned(loaded.world, loaded.params, loaded.policy_params, episodes, seed, settings)
-
-
-def _who(config: Config) -> str:
-    asked = config.llm
-    return "planner" if config.agent.backend == "planner" else f"{asked.model}, one dialogue a {asked.context}"
-
-
-def describe(config: Config, manifest: Manifest) -> dict[str, str]:
-    """Facts of a run for the top of its report."""
-    return {
-        "Cohort": f"{manifest.source}, {manifest.source_version}",
-        "World model": f"{config.world_model.architecture}, hidden {config.world_model.hidden}",
-        "Backend": _who(config) + f", {config.planner.samples} samples of {config.planner.horizon} steps of 4 h",
-        "Course": config.agent.follow.replace("_", " "),
-        "Seed": str(config.agent.seed),
-        "Code": f"sepsis_jax {manifest.code_version}",
-    }
 
 
 def _teaching(train: Episodes, number: int) -> tuple[Episodes, Episodes]:

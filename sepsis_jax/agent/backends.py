@@ -6,8 +6,11 @@ from typing import Protocol
 
 import numpy as np
 
+from sepsis_jax.agent import tools
 from sepsis_jax.agent.case import Case
+from sepsis_jax.agent.prompting import Prompts
 from sepsis_jax.agent.simulator import Foresight
+from sepsis_jax.agent.tools import MOST_CANDIDATES, Prescribe, Simulate
 from sepsis_jax.clinical.actions import ALL_ACTIONS
 from sepsis_jax.policies.planner import best
 
@@ -38,34 +41,53 @@ class Backend(Protocol):
 
 
 class PlannerBackend:
-    """Simulates all 25 actions and prescribes the highest expected return, within the guideline if shielded."""
+    """Simulates all 25 actions and prescribes the highest expected return, within the guideline if shielded.
 
-    def __init__(self, *, shield: bool = True) -> None:
-        self._shield = shield
+    Its dialogue has the words of a model's: it shows three of the actions, among them what it prescribes and what
+    clinicians do most often.
+
+    Args:
+      prompts: texts. samples: simulated courses a candidate, as the answer says. shield: keep to the guideline.
+    """
+
+    def __init__(self, prompts: Prompts, *, samples: int, shield: bool = True) -> None:
+        self._prompts, self._samples, self._shield = prompts, samples, shield
 
     async def decide(self, case: Case) -> None:
         """See `Backend.decide`."""
         futures = await case.simulate(ALL_ACTIONS)
         allowed = np.array([future.keeps_guideline for future in futures])
         choice = int(best(np.array([future.value for future in futures]), allowed, shield=self._shield))
-        action, rationale = futures[choice].action, _rationale(futures, choice, shield=self._shield)
-        await case.prescribe(action, rationale)
-        case.messages.append({"role": "assistant", "content": f"{list(action)}: {rationale}"})
+        call = Prescribe(futures[choice].action, _rationale(futures, choice))
+        shown = self._shown(futures, choice, allowed)
+        answer = self._prompts.simulation(shown, self._samples)
+        _speak(case, Simulate(tuple(one.action for one in shown)), answer)
+        await case.prescribe(call.action, call.rationale)
+        _speak(case, call, tools.given(call))
+
+    def _shown(self, futures: list[Foresight], choice: int, allowed: np.ndarray) -> list[Foresight]:
+        """The choice, the next best and the usual one, in the order of their levels: the order gives nothing away."""
+        others = [futures[row] for row in range(len(futures)) if row != choice and (allowed[row] or not self._shield)]
+        shown = [futures[choice], max(futures, key=lambda future: future.support)]
+        shown += sorted(others, key=lambda future: -future.value)
+        different = list({one.action: one for one in shown}.values())[:MOST_CANDIDATES]
+        return sorted(different, key=lambda one: one.action)
 
 
-def _rationale(futures: list[Foresight], choice: int, *, shield: bool) -> str:
-    """Why, from the simulated numbers: against what clinicians do most often here."""
-    chosen = futures[choice]
-    usual = max(futures, key=lambda future: future.support)
-    number = sum(future.keeps_guideline for future in futures) if shield else len(futures)
-    scope = f"the {number} actions that keep the guideline" if shield else f"all {number} actions"
-    text = f"Highest expected return of {scope}: {chosen.value:+.2f} (SE {chosen.value_se:.2f}). "
+def _speak(case: Case, call: Simulate | Prescribe, answer: str) -> None:
+    said = tools.say(len(case.messages), "", tools.written(call))
+    case.messages += [said, *tools.reply(said, answer)]
+
+
+def _rationale(futures: list[Foresight], choice: int) -> str:
+    """Why, from the simulated numbers: against what clinicians do most often here. At most 300 characters."""
+    chosen, usual = futures[choice], max(futures, key=lambda future: future.support)
+    text = f"Highest expected return: {chosen.value:+.2f} (SE {chosen.value_se:.2f}). "
     if usual.action == chosen.action:
-        return text + f"It is also what clinicians most often do in such states ({chosen.support:.0%})."
+        return text + f"Also what clinicians most often do in such states ({chosen.support:.0%})."
     return text + (
-        f"Against ({usual.action[0]},{usual.action[1]}), the clinicians' most frequent choice here "
-        f"({usual.support:.0%}): return {usual.value:+.2f}, 90-day mortality {chosen.death_90d:.1%} against "
-        f"{usual.death_90d:.1%}, P(MAP < 65 in 4 h) {chosen.map_below_65[0]:.0%} against {usual.map_below_65[0]:.0%}, "
-        f"P(lactate falls) {chosen.lactate_falls[0]:.0%} against {usual.lactate_falls[0]:.0%}. "
-        f"Support of the choice: {chosen.support:.1%}."
+        f"Clinicians' usual {tools.level_pair(usual.action)} ({usual.support:.0%}): {usual.value:+.2f}. Chosen against "
+        f"usual: 90-day mortality {chosen.death_90d:.1%}, {usual.death_90d:.1%}; P(MAP<65) "
+        f"{chosen.map_below_65[0]:.0%}, {usual.map_below_65[0]:.0%}; P(lactate falls) {chosen.lactate_falls[0]:.0%}, "
+        f"{usual.lactate_falls[0]:.0%}. Clinicians choose it in {chosen.support:.1%}."
     )

@@ -12,18 +12,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from sepsis_jax.agent.prompting import HOURS_PER_STEP, Prompts, package_prompts
+from sepsis_jax.agent import tools
+from sepsis_jax.agent.prompting import HOURS_PER_STEP, Prompts, measured, package_prompts
 from sepsis_jax.agent.settings import Follow
 from sepsis_jax.agent.simulator import BatchedSimulator, Foresight, Next
+from sepsis_jax.agent.tools import Message
 from sepsis_jax.clinical import guidelines
 from sepsis_jax.clinical.actions import LEVELS, ActionBins
-from sepsis_jax.clinical.features import FEATURES, NAMES, NUM_MASKED
+from sepsis_jax.clinical.features import NAMES, NUM_MASKED
 from sepsis_jax.data.episodes import EXIT_DEATH, EXIT_TRUNCATED, Episodes
 from sepsis_jax.dynamics.protocol import History
 
 _check = jax.jit(guidelines.check)
-Message = dict[str, Any]
-"""Of a dialogue, as the chat completions API has it: role, content, and a model's calls."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Decision:
 
     Attributes:
       step: 4-h step; the decision falls at hour 4 * step + 4.
-      source: 'record' or 'model': which world the observation comes from.
+      message: number of its observation in the dialogue.
+      source: 'record', 'model' or 'truth': which world the observation comes from.
       obs: name -> value (clinical units). measured: names newly measured.
       previous, action: (vasopressor, fluid) levels before and prescribed.
       clinician: levels recorded at this step, None beyond the record. Not comparable once the worlds have parted.
@@ -42,6 +43,7 @@ class Decision:
     """
 
     step: int
+    message: int
     source: str
     obs: dict[str, float]
     measured: list[str]
@@ -60,9 +62,9 @@ class Outcome:
 
     Attributes:
       closed: the stay is over.
-      deviated: the case lives in the world model.
+      deviated: the case lives in a simulator: the world model or, if it follows that, the truth.
       exit: 0 in the ICU or cut off, 1 died, 2 discharged.
-      death_90d: recorded 0 or 1, or the model's probability after a deviation; None while open or unknown.
+      death_90d: recorded 0 or 1, or the simulator's probability after a deviation; None while open or unknown.
     """
 
     closed: bool
@@ -91,6 +93,7 @@ class Case:
       bins: doses behind the levels, for the dosing rules.
       follow: see `AgentSettings.follow`.
       prompts: how observations are worded; None for the package's.
+      at: step of the first decision to be made; those before are as recorded, and so stand in the dialogue.
 
     Attributes:
       messages: the dialogue so far; who decides appends what was said and answered.
@@ -107,14 +110,16 @@ class Case:
         bins: ActionBins,
         follow: Follow,
         prompts: Prompts | None = None,
+        at: int = 0,
     ) -> None:
         self._record: Any = episodes.take(np.array([row]))
         self._simulator = simulator
+        self._follow: Follow = follow
         self._obs = np.zeros_like(self._record.obs[0])
         self._mask = np.zeros_like(self._record.mask[0])
         self._action = np.zeros_like(self._record.action[0])
-        self._obs[0], self._mask[0] = self._record.obs[0, 0], self._record.mask[0, 0]
-        self._step, self._seen = 0, -1
+        self._reveal(0)
+        self._step, self._seen, self._message = 0, -1, 0
         self._considered: list[Foresight] = []
         self._prompts = prompts or package_prompts()
         self.bins = bins
@@ -122,8 +127,11 @@ class Case:
         self.observations: list[str] = []
         self.usage = Usage()
         self.stay_id = int(self._record.stay_id[0])
-        self.outcome = Outcome(closed=False, deviated=follow == "model")
+        self.outcome = Outcome(closed=False, deviated=False)
         self.decisions: list[Decision] = []
+        for _ in range(at):
+            self._relive()
+        self.outcome = Outcome(closed=False, deviated=follow != "recorded_until_deviation")
 
     @property
     def history(self) -> History:
@@ -153,6 +161,7 @@ class Case:
         self._seen = self._step
         age, gender, charlson = self._record.static[0]
         text = self._prompts.observation(
+            first=self._step == 0,
             hours=HOURS_PER_STEP * (self._step + 1),
             source=self._source,
             age=round(float(age)),
@@ -160,15 +169,32 @@ class Case:
             charlson=round(float(charlson)),
             weight=round(float(self._record.weight_kg[0])),
             previous=self.previous,
-            measured=[
-                {"name": f.name, "value": f"{self._obs[self._step, i]:.4g}", "unit": f.unit}
-                for i, f in enumerate(FEATURES)
-                if i >= NUM_MASKED or self._mask[self._step, i]
-            ],
+            measured=measured(self._obs[self._step], self._mask[self._step]),
         )
         self.observations.append(text)
+        self._message = len(self.messages)
         self.messages.append({"role": "user", "content": text})
         return self.messages[-1:]
+
+    def _relive(self) -> None:
+        """What was recorded at the open decision, as if it had been prescribed here."""
+        recorded = self._recorded_action()
+        assert recorded is not None, "there is nothing recorded beyond the record"
+        self.observe()
+        call = tools.Prescribe(recorded)
+        said = tools.say(len(self.messages), "", tools.written(call))
+        self.messages += [said, *tools.reply(said, tools.given(call))]
+        self._action[self._step] = recorded
+        self._step += 1
+        self._reveal(self._step)
+
+    def _reveal(self, step: int) -> None:
+        self._obs[step], self._mask[step] = self._record.obs[0, step], self._record.mask[0, step]
+
+    async def sample(self, actions: np.ndarray) -> list[Next]:
+        """One sampled next state for each of the candidates int8[K,2] at the open decision."""
+        self._check_open()
+        return await self._simulator.sample(self.history, np.asarray(actions, np.int8))
 
     async def simulate(self, actions: np.ndarray) -> list[Foresight]:
         """Simulated futures of the candidates int8[K,2] at the open decision; kept with the decision."""
@@ -187,22 +213,21 @@ class Case:
         clinician = self._recorded_action()
         deviated = self.outcome.deviated or clinician is None or tuple(action) != clinician
         self._action[self._step] = levels
-        self.outcome = await self._live(levels) if deviated else self._follow()
+        self.outcome = await self._live(levels) if deviated else self._go_along()
         self._step, self._considered = self._step + 1, []
         return self.outcome
 
-    def _follow(self) -> Outcome:
+    def _go_along(self) -> Outcome:
         """The record goes on, or ends as it ended."""
         if self._step + 1 < int(self._record.length[0]):
-            self._obs[self._step + 1] = self._record.obs[0, self._step + 1]
-            self._mask[self._step + 1] = self._record.mask[0, self._step + 1]
+            self._reveal(self._step + 1)
             return Outcome(closed=False, deviated=False)
         died = int(self._record.mortality_90d[0])
         return Outcome(True, False, int(self._record.exit[0]), None if died < 0 else float(died))
 
     async def _live(self, action: np.ndarray) -> Outcome:
-        """One step in the world model; the stay ends with an exit or at the longest record."""
-        lived: Next = await self._simulator.advance(self.history, action)
+        """One step in the simulator; the stay ends with an exit or at the longest record."""
+        lived: Next = await self._simulator.advance(self.history, action, truth=self._follow == "truth")
         last = self._step + 1 == len(self._obs)
         if not last:
             self._obs[self._step + 1], self._mask[self._step + 1] = lived.obs, lived.mask
@@ -217,6 +242,7 @@ class Case:
         self.decisions.append(
             Decision(
                 step=self._step,
+                message=self._message,
                 source=self._source,
                 obs=dict(zip(NAMES, obs.tolist(), strict=True)),
                 measured=[name for name, seen in zip(NAMES[:NUM_MASKED], mask, strict=True) if seen],
@@ -249,7 +275,9 @@ class Case:
     @property
     def _source(self) -> str:
         # The first observation is always the record's: nothing has been prescribed yet.
-        return "model" if self.outcome.deviated and self._step else "record"
+        if not (self.outcome.deviated and self._step):
+            return "record"
+        return "truth" if self._follow == "truth" else "model"
 
     def _check_open(self) -> None:
         if self.outcome.closed:

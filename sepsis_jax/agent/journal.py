@@ -60,6 +60,16 @@ class Journal:
         self._file.close()
 
 
+def check_open(out: Path, *, resume: bool) -> None:
+    """InputError if an unfinished run is in the way, or there is none to go on with. Says so before the work begins."""
+    path = path_of(out)
+    if resume and not path.exists():
+        raise InputError(path, expected="an unfinished run", found="none", hint="leave out --resume")
+    if path.exists() and not resume:
+        hint = f"--resume goes on with it; to start anew, delete {path}"
+        raise InputError(path, expected="no unfinished run", found="one", hint=hint)
+
+
 def open_run(out: Path, identity: Any, *, resume: bool, retry_failed: bool) -> Journal:
     """The journal of a new run, of the one that was stopped, or of one whose failed cases are run again.
 
@@ -71,11 +81,9 @@ def open_run(out: Path, identity: Any, *, resume: bool, retry_failed: bool) -> J
       InputError: an unfinished run is in the way, there is none to go on with, it is of other settings, or damaged.
     """
     path, identity = path_of(out), json.loads(json.dumps(identity))
+    check_open(out, resume=resume)
     if resume:
         known, cases = _unfinished(path)
-    elif path.exists():
-        hint = f"--resume goes on with it; to start anew, delete {path}"
-        raise InputError(path, expected="no unfinished run", found="one", hint=hint)
     elif retry_failed:
         known, cases = _finished(out)
     else:
@@ -97,10 +105,7 @@ def _finished(out: Path) -> tuple[Any, list[dict[str, Any]]]:
 
 
 def _unfinished(path: Path) -> tuple[Any, list[dict[str, Any]]]:
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(path, expected="an unfinished run", found="none", hint="leave out --resume") from error
+    text = path.read_bytes()
     whole = text[: text.rfind(b"\n") + 1]  # the rest is what a kill left of a line
     try:
         head, *cases = [json.loads(line) for line in whole.splitlines()]

@@ -20,10 +20,11 @@ from openai import AsyncOpenAI
 
 from sepsis_jax.agent import tools
 from sepsis_jax.agent.backends import Failed
-from sepsis_jax.agent.case import Case, Message
+from sepsis_jax.agent.case import Case
 from sepsis_jax.agent.prompting import Prompts
 from sepsis_jax.agent.settings import LLMSettings
-from sepsis_jax.agent.tools import Malformed, Prescribe, Simulate
+from sepsis_jax.agent.tools import Malformed, Message, Prescribe
+from sepsis_jax.clinical.actions import ActionBins
 from sepsis_jax.errors import InputError
 
 _NO_KEY = "none"  # servers on one's own machine ask for none, but the client wants one
@@ -53,11 +54,14 @@ class LLMBackend:
     Args:
       settings: server and limits. prompts: texts. samples: simulated courses a candidate, as the answer says.
       seed: of the run; every request gets a seed of its own.
+
+    Attributes:
+      tools: their schemas.
     """
 
     def __init__(self, settings: LLMSettings, prompts: Prompts, *, samples: int, seed: int) -> None:
         self._settings, self._prompts, self._samples, self._seed = settings, prompts, samples, seed
-        self._tools = tools.schemas(simulator=settings.simulator, rationale=settings.rationale)
+        self.tools = tools.schemas(simulator=settings.simulator, rationale=settings.rationale)
         key = os.environ.get("OPENAI_API_KEY", _NO_KEY)
         self._clients = [
             AsyncOpenAI(base_url=url, api_key=key, timeout=settings.timeout_s, max_retries=settings.retries)
@@ -66,12 +70,30 @@ class LLMBackend:
 
     async def decide(self, case: Case) -> None:
         """See `Backend.decide`. Raises Failed."""
+        call, _ = await self.converse(case)
+        await case.prescribe(call.action, call.rationale)
+        case.messages += tools.reply(case.messages[-1], tools.given(call))
+
+    async def converse(self, case: Case, *, draw: int = 0, tokens: bool = False) -> tuple[Prescribe, Any]:
+        """Talk about the open decision until the model prescribes; nothing is given yet.
+
+        Args:
+          draw: which of several dialogues about the same decision; each has seeds of its own.
+          tokens: ask the server (vLLM) for token ids and their log-probabilities.
+
+        Returns:
+          The prescription, and the completion that it stands in.
+
+        Raises:
+          Failed: the model does not prescribe, or the server does not answer.
+        """
         simulations = malformed = 0
         start = len(case.messages)
         while True:
-            answer = await self._ask(case, start)
-            case.messages.append(_said(answer))
-            calls = [(call.function.name, call.function.arguments) for call in answer.tool_calls or []]
+            completion = await self._ask(case, start, draw, tokens)
+            answer = completion.choices[0].message
+            calls = [(one.function.name, one.function.arguments) for one in answer.tool_calls or []]
+            case.messages.append(tools.say(len(case.messages), answer.content or "", *calls))
             try:
                 call = tools.read(answer.content, calls, simulator=self._settings.simulator)
             except Malformed as error:
@@ -80,46 +102,57 @@ class LLMBackend:
                 counts[error.kind] = counts.get(error.kind, 0) + 1
                 if malformed > self._settings.malformed:
                     raise Failed("malformed answers", str(error)) from error
-                _reply(case, answer, f"Not understood: {error.detail}.")
+                case.messages += tools.reply(case.messages[-1], f"Not understood: {error.detail}.")
                 continue
             if isinstance(call, Prescribe):
-                await case.prescribe(call.action, call.rationale)
-                _reply(case, answer, f"Given: [{call.action[0]},{call.action[1]}].")
-                return
+                return call, completion
             simulations += 1
             if simulations > self._settings.simulations:
                 raise Failed("too many simulations", f"more than {self._settings.simulations} in one decision")
-            _reply(case, answer, await self._simulated(case, call))
+            case.messages += tools.reply(case.messages[-1], await self.simulated(case, np.array(call.actions, np.int8)))
 
-    async def _simulated(self, case: Case, call: Simulate) -> str:
-        futures = await case.simulate(np.array(call.actions, np.int8))
+    async def simulated(self, case: Case, actions: np.ndarray) -> str:
+        """What a simulation of int8[K,2] at the open decision is answered."""
+        futures = await case.simulate(actions)
+        if self._settings.simulation == "sample":
+            return self._prompts.sample([one.action for one in futures], await case.sample(actions))
         return self._prompts.simulation(futures, self._samples)
 
-    def _context(self, case: Case, start: int) -> list[Message]:
-        """What the model reads: `start` is where the dialogue of the open decision begins in the case's messages."""
-        settings = self._settings
-        system = self._prompts.system(case.bins, simulator=settings.simulator, simulations=settings.simulations)
-        first: Message = {"role": "system", "content": system}
-        if settings.context == "episode":
-            return [first, *case.messages]
-        return [first, {"role": "user", "content": "\n\n".join(case.observations)}, *case.messages[start:]]
+    def context(self, case: Case, start: int | None = None) -> list[Message]:
+        """What the model reads at the open decision.
 
-    async def _ask(self, case: Case, start: int) -> Any:
+        Args:
+          start: where its dialogue begins in the case's messages; None if nothing has been said yet.
+        """
+        settings, observed = self._settings, case.observations
+        if settings.context == "episode":
+            return [self.system(case.bins), *case.messages]
+        return decision_dialogue(self.system(case.bins), observed, [] if start is None else case.messages[start:])
+
+    def system(self, bins: ActionBins) -> Message:
+        """The task, as it stands before every dialogue."""
+        settings = self._settings
+        text = self._prompts.system(bins, simulator=settings.simulator, simulations=settings.simulations)
+        return {"role": "system", "content": text}
+
+    async def _ask(self, case: Case, start: int, draw: int, tokens: bool) -> Any:
         settings, began = self._settings, time.monotonic()
         client = self._clients[case.stay_id % len(self._clients)]
-        seed = zlib.crc32(f"{self._seed} {case.stay_id} {len(case.messages)}".encode())
+        seed = zlib.crc32(f"{self._seed} {case.stay_id} {len(case.messages)} {draw}".encode())
+        more: dict[str, Any] = {"logprobs": True, "extra_body": {"return_token_ids": True}} if tokens else {}
         try:
             async with asyncio.timeout(settings.timeout_s * (settings.retries + 1)):
                 answer = await client.chat.completions.create(
                     model=settings.model,
-                    messages=self._context(case, start),  # type: ignore[arg-type]
-                    tools=self._tools,  # type: ignore[arg-type]
+                    messages=self.context(case, start),  # type: ignore[arg-type]
+                    tools=self.tools,  # type: ignore[arg-type]
                     tool_choice=settings.tool_choice,
                     parallel_tool_calls=False,
                     temperature=settings.temperature,
                     top_p=settings.top_p,
                     max_tokens=settings.max_tokens,
                     seed=seed % 2**31,
+                    **more,
                 )
         except (openai.OpenAIError, TimeoutError, ValueError) as error:  # ValueError: an answer that is no JSON
             raise _failure(error) from error
@@ -131,7 +164,12 @@ class LLMBackend:
             usage.completion_tokens += answer.usage.completion_tokens
         if not answer.choices:
             raise Failed("server error", "an answer without choices")
-        return answer.choices[0].message
+        return answer
+
+
+def decision_dialogue(system: Message, observed: list[str], said: list[Message]) -> list[Message]:
+    """One decision as a dialogue of its own: the task, all observations so far, and what has been said since."""
+    return [system, {"role": "user", "content": "\n\n".join(observed)}, *said]
 
 
 def _failure(error: Exception) -> Failed:
@@ -145,26 +183,3 @@ def _failure(error: Exception) -> Failed:
     if isinstance(error, openai.BadRequestError) and any(words in text.lower() for words in _TOO_LONG):
         return Failed("context overflow", text)
     return Failed("server error", text)
-
-
-def _said(answer: Any) -> Message:
-    """The model's answer as it goes back into the dialogue."""
-    said: Message = {"role": "assistant", "content": answer.content or ""}
-    if answer.tool_calls:
-        said["tool_calls"] = [
-            {
-                "id": one.id,
-                "type": "function",
-                "function": {"name": one.function.name, "arguments": one.function.arguments},
-            }
-            for one in answer.tool_calls
-        ]
-    return said
-
-
-def _reply(case: Case, answer: Any, text: str) -> None:
-    """Every call gets an answer, as the API demands; words without a call are answered in words."""
-    if answer.tool_calls:
-        case.messages += [{"role": "tool", "tool_call_id": one.id, "content": text} for one in answer.tool_calls]
-    else:
-        case.messages.append({"role": "user", "content": text})

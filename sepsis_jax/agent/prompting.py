@@ -8,22 +8,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, TemplateError
 
-from sepsis_jax.agent.simulator import Foresight
+from sepsis_jax.agent.simulator import Foresight, Next
 from sepsis_jax.agent.tools import MOST_CANDIDATES
 from sepsis_jax.clinical.actions import ActionBins
+from sepsis_jax.clinical.features import FEATURES, NUM_MASKED
 from sepsis_jax.errors import InputError
 from sepsis_jax.simulation.policy import RARE
 
 HOURS_PER_STEP = 4
 ANSWERED = ("meanbp", "heart_rate", "lactate", "output_4hourly", "spo2")
 """Features of a simulation answer; the agent's report shows more."""
-_TEMPLATES = ("system", "observation", "simulation")
+_TEMPLATES = ("system", "observation", "simulation", "sample")
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{value:.3g}"
+    """Three digits, never an exponent."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _percent(value: float | None) -> str:
@@ -63,17 +68,25 @@ class Prompts:
 
     def system(self, bins: ActionBins, *, simulator: bool, simulations: int) -> str:
         """The task: levels, guidelines and tools."""
-        return self._render("system", bins=bins, simulator=simulator, simulations=simulations, **_LIMITS)
+        facts = {"bins": bins, "features": FEATURES, "most_candidates": MOST_CANDIDATES}
+        return self._render("system", simulator=simulator, simulations=simulations, **facts)
 
     def observation(self, **facts: Any) -> str:
         """One decision: who, hour, what was given, and what was newly measured."""
         return self._render("observation", **facts)
 
     def simulation(self, futures: Sequence[Foresight], samples: int) -> str:
-        """The answer to a simulation."""
+        """The answer to a simulation, in distributions."""
         last = HOURS_PER_STEP * len(futures[0].sofa)
         facts = {"samples": samples, "first": HOURS_PER_STEP, "last": last, "rare": RARE, "features": ANSWERED}
         return self._render("simulation", futures=futures, hours_per_step=HOURS_PER_STEP, **facts)
+
+    def sample(self, actions: Sequence[tuple[int, int]], states: Sequence[Next]) -> str:
+        """The answer to a simulation as published: one sampled next state for each action."""
+        futures = [
+            (action, measured(one.obs, np.ones(NUM_MASKED, bool))) for action, one in zip(actions, states, strict=True)
+        ]
+        return self._render("sample", futures=futures, hours_per_step=HOURS_PER_STEP)
 
     def _render(self, name: str, **facts: Any) -> str:
         try:
@@ -82,7 +95,13 @@ class Prompts:
             raise InputError(f"{name}.jinja", expected="a template of known names", found=str(error)) from error
 
 
-_LIMITS = {"most_candidates": MOST_CANDIDATES}
+def measured(obs: np.ndarray, mask: np.ndarray) -> list[dict[str, str]]:
+    """Name, value and unit of the features f32[F] that the mask bool[38] says were measured; urine always is."""
+    return [
+        {"name": f.name, "value": _number(float(obs[i])), "unit": f.unit}
+        for i, f in enumerate(FEATURES)
+        if i >= NUM_MASKED or mask[i]
+    ]
 
 
 def _check(folder: Path) -> None:

@@ -25,14 +25,14 @@ _STOP_S = guard.GRACE_S + 10.0
 
 @contextlib.contextmanager
 def serving(
-    command: Callable[[int], Sequence[str]], logs: Path, *, replicas: int = 1, wait_s: float = 300.0
+    command: Callable[[int, int], Sequence[str]], logs: Path, *, replicas: int = 1, wait_s: float = 300.0
 ) -> Iterator[list[str]]:
     """Run servers on free ports of this machine and yield their base URLs once each says that it is well.
 
     They are stopped at the end of the block, and also if this process is killed.
 
     Args:
-      command: port -> command line of a server that answers `/health` and serves `/v1`.
+      command: (number from 0, port) -> command line of a server that answers `/health` and serves `/v1`.
       logs: folder for what they print. wait_s: how long they may take to start.
 
     Raises:
@@ -43,7 +43,7 @@ def serving(
         running = []
         for number, port in enumerate(_free_ports(replicas)):
             log = logs / f"server{number}.log"
-            process = stack.enter_context(_guarded(list(command(port)), log))
+            process = stack.enter_context(_guarded(list(command(number, port)), log))
             running.append((process, port, log))
         _wait(running, wait_s)
         yield [f"http://{HOST}:{port}/v1" for _, port, _ in running]

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sepsis_jax.errors import SEEDS, InputError, check_range
 
-Follow = Literal["recorded_until_deviation", "model"]
+Follow = Literal["recorded_until_deviation", "model", "truth"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,8 @@ class AgentSettings:
       split: which stays: 'train', 'validation', 'test' or 'all'.
       stays: how many of them, in order; 0 takes every one.
       follow: 'recorded_until_deviation' goes along the record while the actions equal the clinician's and lives in
-        the world model from the first deviation on; 'model' lives in it from the first decision.
+        the world model from the first deviation on; 'model' lives in it from the first decision; 'truth' lives in the
+        patient simulator that made the cohort, with the luck that each patient had.
       concurrency: cases open at once; their simulations are batched.
       seed: of every random number of the run.
     """
@@ -48,11 +49,15 @@ class LLMSettings:
       context: 'step' makes each decision a dialogue of its own that holds the whole history once; 'episode' lets one
         dialogue grow over the stay.
       simulator: offer the simulation; without it the model decides from the record alone.
+      simulation: what it answers: the 'distribution' of many courses, or one 'sample' of the next state, as published.
       rationale: let a prescription say why.
       tool_choice: 'required' makes the server enforce a call; 'auto' leaves it to the model.
       temperature, top_p, max_tokens: of each answer.
       simulations: of one decision, at most. malformed: answers without a valid call in one decision, at most.
       timeout_s: of one request, in all. retries: of a request that the server did not answer, with growing waits.
+      vllm: environment with vLLM, see `make vllm`, for a server of one's own (--serve). tool_parser: vLLM's name of how
+        the model writes calls. max_model_len: tokens of context that it serves; 0 computes what the longest case may
+        need. serve_options: further ones of vLLM's, each word an item.
     """
 
     base_urls: tuple[str, ...] = ("http://127.0.0.1:8000/v1",)
@@ -60,6 +65,7 @@ class LLMSettings:
     prompts: Path | None = None
     context: Literal["step", "episode"] = "step"
     simulator: bool = True
+    simulation: Literal["distribution", "sample"] = "distribution"
     rationale: bool = True
     tool_choice: Literal["required", "auto"] = "required"
     temperature: float = 0.7
@@ -69,9 +75,14 @@ class LLMSettings:
     malformed: int = 3
     timeout_s: float = 120.0
     retries: int = 4
+    vllm: Path = Path(".venv-vllm")
+    tool_parser: str = "hermes"
+    max_model_len: int = 0
+    serve_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_range(self, "llm", temperature=(0, 10), top_p=(0, 1), max_tokens=(1, 1_000_000), retries=(0, 100))
         check_range(self, "llm", simulations=(0, 100), malformed=(0, 100), timeout_s=(0.01, 86400))
+        check_range(self, "llm", max_model_len=(0, 10_000_000))
         if not self.base_urls:
             raise InputError("llm", field="base_urls", expected="at least one address", found="none")

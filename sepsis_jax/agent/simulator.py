@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -26,7 +28,8 @@ from sepsis_jax.simulation.rollout import Trajectory
 ANSWER_FEATURES: tuple[str, ...] = ("meanbp", "heart_rate", "lactate", "creatinine", "output_4hourly", "spo2")
 """What an answer describes over time; every other feature stays in the simulation."""
 
-_LIVING_STREAM = 1  # the world a deviating case lives in must not be the one its candidates were judged with
+_LIVING_STREAM, _SHOWN_STREAM = 1, 2
+"""The world a deviating case lives in must not be the one its candidates were judged with, nor the one it was shown."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,19 @@ class Next:
     mask: np.ndarray
     exit: int
     death_90d: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """The simulator that patients come from, see `AgentSettings.follow`.
+
+    Attributes:
+      world: its dynamics, bins and reward. params: of the dynamics. seed: key of the patients' luck.
+    """
+
+    world: World
+    params: Any
+    seed: jax.Array
 
 
 Request = TypeVar("Request")
@@ -119,29 +135,49 @@ class BatchedSimulator:
       settings: samples, horizon, batch size.
       seed: of the run.
       concurrency: cases asked for in one call.
+      truth: the simulator that cases live in if they follow the truth.
+
+    Attributes:
+      seconds: spent in simulations.
     """
 
     def __init__(
-        self, world: World, params: Any, policy_params: Any, settings: PlannerSettings, *, seed: int, concurrency: int
+        self,
+        world: World,
+        params: Any,
+        policy_params: Any,
+        settings: PlannerSettings,
+        *,
+        seed: int,
+        concurrency: int,
+        truth: Truth | None = None,
     ) -> None:
         self._world, self._params, self._policy_params = world, params, policy_params
         self._settings = settings
         self._seed = jax.random.key(seed)
+        self._truth = truth
         self._foresee = Batcher(self._run_foresee, concurrency)
-        self._advance = Batcher(self._run_advance, concurrency)
+        self._advance = Batcher(partial(self._run_samples, _LIVING_STREAM), concurrency)
+        self._sample = Batcher(partial(self._run_samples, _SHOWN_STREAM), concurrency)
+        self._live = Batcher(self._run_truth, concurrency)
+        self.seconds = 0.0
 
     async def foresee(self, history: History, actions: np.ndarray) -> list[Foresight]:
         """Simulated futures of the candidate actions int8[K,2] at the decision of one history."""
         return await self._foresee.ask((history, actions))
 
-    async def advance(self, history: History, action: np.ndarray) -> Next:
-        """One sampled step of the world under `action` int8[2]."""
-        return await self._advance.ask((history, action))
+    async def sample(self, history: History, actions: np.ndarray) -> list[Next]:
+        """One sampled step of the world under each of the actions int8[K,2], with the same luck for all."""
+        return await self._sample.ask((history, actions))
+
+    async def advance(self, history: History, action: np.ndarray, *, truth: bool = False) -> Next:
+        """One step of the world under `action` int8[2]: sampled, or as it would truly have come."""
+        (lived,) = await (self._live if truth else self._advance).ask((history, action[None]))
+        return lived
 
     def _run_foresee(self, requests: list[tuple[History, np.ndarray]]) -> list[list[Foresight]]:
         histories = _stack([history for history, _ in requests])
-        most = max(len(actions) for _, actions in requests)
-        plans = np.stack([np.resize(actions, (most, 2)) for _, actions in requests])[:, :, None]
+        plans = _candidates(requests)
         samples, horizon = self._settings.samples, self._settings.horizon
         summary: Summary = self._simulate(histories, plans, self._seed, Summarize(ANSWER_FEATURES), samples, horizon)
         assert self._world.policy is not None
@@ -152,21 +188,44 @@ class BatchedSimulator:
             for row, (_, actions) in enumerate(requests)
         ]
 
-    def _run_advance(self, requests: list[tuple[History, np.ndarray]]) -> list[Next]:
-        histories = _stack([history for history, _ in requests])
-        plans = np.stack([action for _, action in requests])[:, None, None]
-        seed = jax.random.fold_in(self._seed, _LIVING_STREAM)
+    def _run_samples(self, stream: int, requests: list[tuple[History, np.ndarray]]) -> list[list[Next]]:
+        histories, plans = _stack([history for history, _ in requests]), _candidates(requests)
+        seed = jax.random.fold_in(self._seed, stream)
         lived: Trajectory = self._simulate(histories, plans, seed, Trajectories(), 1, 1)
-        steps = lived.steps
         return [
-            Next(steps.obs[at], steps.mask[at], int(steps.exit[at]), float(lived.death_90d[at[:-1]]))
-            for at in ((i, 0, 0, 0) for i in range(len(requests)))
+            [_next(lived, (row, k, 0, 0)) for k in range(len(actions))] for row, (_, actions) in enumerate(requests)
         ]
+
+    def _run_truth(self, requests: list[tuple[History, np.ndarray]]) -> list[list[Next]]:
+        """The patients' true courses from their first decisions on: only those know the state that no record shows."""
+        assert self._truth is not None, "the cohort comes from no simulator"
+        histories = _stack([history for history, _ in requests])
+        at = np.asarray(histories.length) - 1
+        horizon = int(at.max()) + 1
+        plans = histories.action[:, None, :horizon].copy()
+        plans[np.arange(len(at)), 0, at] = [actions[0] for _, actions in requests]
+        first = dataclasses.replace(histories, length=np.ones_like(histories.length))
+        began = time.monotonic()
+        lived: Trajectory = simulate(
+            self._truth.world,
+            self._truth.params,
+            None,
+            first,
+            plans,
+            self._truth.seed,
+            record=Trajectories(),
+            samples=1,
+            horizon=horizon,
+            block=self._settings.block,
+        )
+        self.seconds += time.monotonic() - began
+        return [[_next(lived, (row, 0, 0, int(step)))] for row, step in enumerate(at)]
 
     def _simulate(
         self, histories: History, plans: np.ndarray, seed: jax.Array, record: Record, samples: int, horizon: int
     ) -> Any:
-        return simulate(
+        began = time.monotonic()
+        found = simulate(
             self._world,
             self._params,
             self._policy_params,
@@ -178,6 +237,19 @@ class BatchedSimulator:
             horizon=horizon,
             block=self._settings.block,
         )
+        self.seconds += time.monotonic() - began
+        return found
+
+
+def _candidates(requests: list[tuple[History, np.ndarray]]) -> np.ndarray:
+    """int8[B,K,1,2], K the most that one asks for; who asks for fewer has some twice."""
+    most = max(len(actions) for _, actions in requests)
+    return np.stack([np.resize(actions, (most, 2)) for _, actions in requests])[:, :, None]
+
+
+def _next(lived: Trajectory, at: tuple[int, int, int, int]) -> Next:
+    steps = lived.steps
+    return Next(steps.obs[at], steps.mask[at], int(steps.exit[at]), float(lived.death_90d[at[:-1]]))
 
 
 def _stack(histories: list[History]) -> History:

@@ -17,6 +17,9 @@ MOST_CANDIDATES = 3
 LONGEST_RATIONALE = 300
 SIMULATION, PRESCRIPTION = "simulation", "prescription"
 
+Message = dict[str, Any]
+"""Of a dialogue, as the chat completions API has it: role, content, and a model's calls."""
+
 _LEVEL = {"type": "integer", "minimum": 0, "maximum": LEVELS - 1}
 _PAIR = rf"^\[[0-{LEVELS - 1}],[0-{LEVELS - 1}]\]$"
 _IN_TEXT = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
@@ -76,6 +79,46 @@ def schemas(*, simulator: bool, rationale: bool) -> list[dict[str, Any]]:
         PRESCRIPTION, "Prescribe the next 4 h and go on.", levels, [name for name in levels if name != "rationale"]
     )
     return [simulation, prescription] if simulator else [prescription]
+
+
+def say(number: int, content: str, *calls: tuple[str, str]) -> Message:
+    """An answer with its calls (name, arguments as JSON), as it goes back into a dialogue; `number` makes their ids."""
+    message: Message = {"role": "assistant", "content": content}
+    if calls:
+        message["tool_calls"] = [
+            {"id": f"call_{number}_{i}", "type": "function", "function": {"name": name, "arguments": arguments}}
+            for i, (name, arguments) in enumerate(calls)
+        ]
+    return message
+
+
+def reply(said: Message, text: str) -> list[Message]:
+    """What `said` is answered: every call gets the text, as the API demands; words without a call get it in words."""
+    calls = said.get("tool_calls")
+    if not calls:
+        return [{"role": "user", "content": text}]
+    return [{"role": "tool", "tool_call_id": one["id"], "content": text} for one in calls]
+
+
+def written(call: Simulate | Prescribe) -> tuple[str, str]:
+    """(name, arguments as compact JSON) that `read` reads as this call."""
+    if isinstance(call, Simulate):
+        arguments: dict[str, Any] = {"actions": [level_pair(action) for action in call.actions]}
+        return SIMULATION, json.dumps(arguments, separators=(",", ":"))
+    arguments = {"vasopressor": call.action[0], "iv_fluid": call.action[1]}
+    if call.rationale:
+        arguments["rationale"] = call.rationale
+    return PRESCRIPTION, json.dumps(arguments, separators=(",", ":"))
+
+
+def level_pair(action: tuple[int, int]) -> str:
+    """'[v,f]'."""
+    return f"[{action[0]},{action[1]}]"
+
+
+def given(call: Prescribe) -> str:
+    """What a prescription is answered."""
+    return f"Given: {level_pair(call.action)}."
 
 
 def _tool(name: str, description: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:

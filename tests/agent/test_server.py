@@ -28,7 +28,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 
 def play(text):
-    return lambda port: [sys.executable, "-c", text, str(port)]
+    return lambda number, port: [sys.executable, "-c", text, str(port)]
 
 
 def is_open(url):
@@ -93,7 +93,7 @@ def test_a_killed_owner_leaves_nothing_behind(tmp_path):
     )
     port = server._free_ports(1)[0]
     process = subprocess.Popen(
-        [sys.executable, "-c", owner, sys.executable, guard.__file__, *play(WELL)(port)], cwd=tmp_path
+        [sys.executable, "-c", owner, sys.executable, guard.__file__, *play(WELL)(0, port)], cwd=tmp_path
     )
     assert not gone(lambda: server._is_well(port), 0) or gone(lambda: not server._is_well(port))
     (child,) = [int((tmp_path / "log").read_text().split()[1])]

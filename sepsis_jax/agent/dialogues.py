@@ -1,0 +1,42 @@
+"""Dialogues to learn from: every finished decision of a run as a model reads and writes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sepsis_jax import files
+from sepsis_jax.agent.llm import LLMBackend, decision_dialogue
+from sepsis_jax.agent.tools import Message
+from sepsis_jax.clinical.actions import ActionBins
+
+
+def write(path: Path, cases: Iterable[dict[str, Any]], asking: LLMBackend, bins: ActionBins) -> int:
+    """JSON lines of `messages` and `tools`, one a decision, in the chat completions format.
+
+    Args:
+      cases: see `agent.transcripts`. asking: whose task and tools these are. bins: doses of the task.
+
+    Returns:
+      How many.
+    """
+    system = asking.system(bins)
+    lines = [
+        json.dumps({"stay_id": one["stay_id"], "messages": messages, "tools": asking.tools})
+        for one in cases
+        for messages in _decisions(system, one)
+    ]
+    files.write(path, "".join(f"{line}\n" for line in lines).encode())
+    return len(lines)
+
+
+def _decisions(system: Message, one: dict[str, Any]) -> Iterator[list[Message]]:
+    messages, starts = one["messages"], [decision["message"] for decision in one["decisions"]]
+    observed = [messages[start]["content"] for start in starts]
+    ends = [*starts[1:], len(messages)]
+    whole = len(starts) - (one["failed"] is not None)  # what failed stands behind the last one that did not
+    for number in range(whole):
+        said = messages[starts[number] + 1 : ends[number]]
+        yield decision_dialogue(system, observed[: number + 1], said)
