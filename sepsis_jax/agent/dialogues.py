@@ -26,17 +26,32 @@ def write(path: Path, cases: Iterable[dict[str, Any]], asking: LLMBackend, bins:
     lines = [
         json.dumps({"stay_id": one["stay_id"], "messages": messages, "tools": asking.tools})
         for one in cases
-        for messages in _decisions(system, one)
+        for messages in _decisions(system, one, asking.rationale)
     ]
     files.write(path, "".join(f"{line}\n" for line in lines).encode())
     return len(lines)
 
 
-def _decisions(system: Message, one: dict[str, Any]) -> Iterator[list[Message]]:
+def _decisions(system: Message, one: dict[str, Any], rationale: bool) -> Iterator[list[Message]]:
     messages, starts = one["messages"], [decision["message"] for decision in one["decisions"]]
     observed = [messages[start]["content"] for start in starts]
     ends = [*starts[1:], len(messages)]
     whole = len(starts) - (one["failed"] is not None)  # what failed stands behind the last one that did not
     for number in range(whole):
         said = messages[starts[number] + 1 : ends[number]]
-        yield decision_dialogue(system, observed[: number + 1], said)
+        shown = said if rationale else [_silent(message) for message in said]
+        yield decision_dialogue(system, observed[: number + 1], shown)
+
+
+def _silent(message: Message) -> Message:
+    """Without the rationale that a tool of these schemas does not take."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    kept = []
+    for call in calls:
+        arguments = json.loads(call["function"]["arguments"])
+        arguments.pop("rationale", None)
+        text = json.dumps(arguments, separators=(",", ":"))
+        kept.append(call | {"function": call["function"] | {"arguments": text}})
+    return message | {"tool_calls": kept}

@@ -12,7 +12,7 @@ import os
 import time
 import urllib.parse
 import zlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openai
@@ -56,11 +56,12 @@ class LLMBackend:
       seed: of the run; every request gets a seed of its own.
 
     Attributes:
-      tools: their schemas.
+      tools: their schemas. rationale: whether a prescription may say why.
     """
 
     def __init__(self, settings: LLMSettings, prompts: Prompts, *, samples: int, seed: int) -> None:
         self._settings, self._prompts, self._samples, self._seed = settings, prompts, samples, seed
+        self.rationale = settings.rationale
         self.tools = tools.schemas(simulator=settings.simulator, rationale=settings.rationale)
         key = os.environ.get("OPENAI_API_KEY", _NO_KEY)
         self._clients = [
@@ -136,24 +137,29 @@ class LLMBackend:
         return {"role": "system", "content": text}
 
     async def _ask(self, case: Case, start: int, draw: int, tokens: bool) -> Any:
-        settings, began = self._settings, time.monotonic()
-        client = self._clients[case.stay_id % len(self._clients)]
+        settings = self._settings
         seed = zlib.crc32(f"{self._seed} {case.stay_id} {len(case.messages)} {draw}".encode())
         more: dict[str, Any] = {"logprobs": True, "extra_body": {"return_token_ids": True}} if tokens else {}
+        request = {
+            "messages": self.context(case, start),
+            "tools": self.tools,
+            "tool_choice": settings.tool_choice,
+            "parallel_tool_calls": False,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "max_tokens": settings.max_tokens,
+            "seed": seed % 2**31,
+        }
+        return await self.request(case, "chat", **request, **more)
+
+    async def request(self, case: Case, kind: Literal["chat", "text"], **request: Any) -> Any:
+        """A completion for this case: its server, limits and accounts. Raises Failed."""
+        settings, began = self._settings, time.monotonic()
+        client = self._clients[case.stay_id % len(self._clients)]
+        ask: Any = client.chat.completions.create if kind == "chat" else client.completions.create
         try:
             async with asyncio.timeout(settings.timeout_s * (settings.retries + 1)):
-                answer = await client.chat.completions.create(
-                    model=settings.model,
-                    messages=self.context(case, start),  # type: ignore[arg-type]
-                    tools=self.tools,  # type: ignore[arg-type]
-                    tool_choice=settings.tool_choice,
-                    parallel_tool_calls=False,
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                    max_tokens=settings.max_tokens,
-                    seed=seed % 2**31,
-                    **more,
-                )
+                answer = await ask(model=settings.model, **request)
         except (openai.OpenAIError, TimeoutError, ValueError) as error:  # ValueError: an answer that is no JSON
             raise _failure(error) from error
         usage = case.usage
@@ -161,7 +167,7 @@ class LLMBackend:
         usage.seconds += time.monotonic() - began
         if answer.usage is not None:
             usage.prompt_tokens += answer.usage.prompt_tokens
-            usage.completion_tokens += answer.usage.completion_tokens
+            usage.completion_tokens += answer.usage.completion_tokens or 0
         if not answer.choices:
             raise Failed("server error", "an answer without choices")
         return answer

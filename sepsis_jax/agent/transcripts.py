@@ -24,7 +24,7 @@ def transcript(case: Case, episodes: Episodes, row: int, failure: dict[str, str]
     `failed` is null, or the kind and the detail of why the case could not go on.
     """
     age, gender, charlson = (float(value) for value in episodes.static[row])
-    return _plain(
+    return plain(
         {
             "stay_id": case.stay_id,
             "patient": {
@@ -99,12 +99,12 @@ def _levels(action: list[int] | None) -> str:
     return "-" if action is None else f"({action[0]},{action[1]})"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Six digits are enough for a reader; NaN (nobody left in the ICU) has no place in JSON: null."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

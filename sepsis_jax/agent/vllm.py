@@ -67,17 +67,19 @@ class Serving:
             served += ["--host", HOST, "--port", str(port), "--max-model-len", str(length)]
             served += ["--enable-auto-tool-choice", "--tool-call-parser", self.settings.tool_parser]
             served += ["--structured-outputs-config", _STRUCTURED, "--enable-prefix-caching"]
-            served += [*self._device_options(), *self.settings.serve_options]
+            served += [*self._device_options(length), *self.settings.serve_options]
             environment = [f"{name}={value}" for name, value in self._environment(number).items()]
             return ["env", *environment, str(self.python), "-m", "vllm.entrypoints.openai.api_server", *served]
 
         return line
 
-    def _device_options(self) -> list[str]:
+    def _device_options(self, length: int) -> list[str]:
         if self.device != "cpu":
             return []
-        # In 32 bits, since half precision is slower where it is emulated; eager, since compiling takes minutes.
-        return ["--dtype", "float32", "--enforce-eager", "--distributed-executor-backend", "uni"]
+        # In 32 bits, since half precision is slower where it is emulated; eager, since compiling takes minutes. A prompt
+        # is read at once, since a request with a seed that is read in parts ends the server (vLLM 0.32 on a CPU).
+        whole = ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(length)]
+        return [*whole, "--dtype", "float32", "--enforce-eager", "--distributed-executor-backend", "uni"]
 
     def _environment(self, number: int) -> dict[str, str]:
         """Of one replica; whoever has set a variable keeps it."""
