@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     if flags.probabilities:
         if settings.agent.backend != "llm":
             raise InputError("--probabilities", expected="agent.backend llm", found=settings.agent.backend)
-        out = agent_run.probabilities_of(out)
+        out = probabilities.folder_of(out)
     files.check_replaceable(out, transcripts.FILE, "results of this script")
     journal.check_open(out, resume=flags.resume)
     stays, checkpoint = flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint

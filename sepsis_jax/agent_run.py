@@ -34,11 +34,6 @@ _MARGIN = 1.25
 """Of the longest recorded history: a course that leaves the record may measure more."""
 
 
-def probabilities_of(out: Path) -> Path:
-    """Where `--probabilities` goes, for the agent whose courses go to `out`."""
-    return out.with_name(f"{out.name}.probabilities")
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What the script works on.

@@ -26,7 +26,7 @@ from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.worldmodel import checkpoint
 from sepsis_jax.dynamics.worldmodel.model import Params, WorldModel
 from sepsis_jax.errors import InputError
-from sepsis_jax.evaluation import contenders, policies, roster
+from sepsis_jax.evaluation import agents, contenders, policies, roster
 from sepsis_jax.evaluation.policies import Inquiry
 from sepsis_jax.evaluation.policy_settings import PLANNER
 from sepsis_jax.evaluation.roster import Progress
@@ -266,7 +266,8 @@ def inquiry(
     """
     settings, reward, seed = config.policies, config.policies.to_pay(), config.evaluation.seed
     known = policies.known_outcomes(known, reward)
-    tested = policies.known_outcomes(tested, reward)
+    answers = {folder: agents.read(folder) for folder in settings.agents}
+    tested = agents.judged(policies.known_outcomes(tested, reward), list(answers.values()))
     train = part(known, "train", config.run)
     scaler = jax.tree.map(jax.numpy.asarray, _scaler(train))  # fresh patients have one of their own, which is not ours
     fitted = clinician.fit(config.clinician, known, scaler, jax.random.key(config.agent.seed))
@@ -284,8 +285,13 @@ def inquiry(
         roughly = roster.imitated(itself.on_record, settings.planner_stays, config.offline_rl, scaler, seed)
         everyone[PLANNER] = dataclasses.replace(itself, on_fitted=roughly)
         depends += [settings.planner_stays, dataclasses.asdict(config.planner), identity(config, checkpoint_path)]
+    for folder, one in answers.items():
+        own = one.on_record(tested)
+        imitation = roster.imitating(own, tested, config.offline_rl, scaler, seed)
+        everyone[folder.name] = agents.contender(one, imitation)
+        depends += [folder.name, one.digest]
     return Inquiry(
-        everyone={name: everyone[name] for name in settings.names},
+        everyone={name: everyone[name] for name in (*settings.names, *(folder.name for folder in answers))},
         clinicians=clinicians,
         estimate=estimate,
         tested=tested,

@@ -34,6 +34,11 @@ _LEVELS = [str(level) for level in range(LEVELS)]
 _WRITTEN = {name: re.compile(rf'"{name}"\s*:\s*(?=[0-{LEVELS - 1}])') for name in ("vasopressor", "iv_fluid")}
 
 
+def folder_of(run: Path) -> Path:
+    """Where they are, for the agent whose courses are in `run`."""
+    return run.with_name(f"{run.name}.probabilities")
+
+
 class Scorer:
     """Asks how likely each prescription was.
 

@@ -76,8 +76,8 @@ class Serving:
     def _device_options(self, length: int) -> list[str]:
         if self.device != "cpu":
             return []
-        # In 32 bits, since half precision is slower where it is emulated; eager, since compiling takes minutes. A prompt
-        # is read at once, since a request with a seed that is read in parts ends the server (vLLM 0.32 on a CPU).
+        # In 32 bits, since half precision is slower where it is emulated; eager, since compiling takes minutes. Prompts
+        # are read at once, since a request with a seed that is read in parts ends the server (vLLM 0.32 on a CPU).
         whole = ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(length)]
         return [*whole, "--dtype", "float32", "--enforce-eager", "--distributed-executor-backend", "uni"]
 

@@ -30,6 +30,7 @@ CAUTION_WITH_TRUTH = 0.3
 PLANNER, PLANNER_WITH_TRUTH = "planner, world model", "planner, true simulator"
 
 
+STAGES = TRUTH, HELD_OUT = "truth", "held out"
 OnRecord = Callable[[Episodes], np.ndarray]
 
 
@@ -43,6 +44,7 @@ class Contender:
       on_fitted: the same for the stays that values are fitted on, if it is too slow to decide on all of them.
       patients: how many it treats in a closed loop, the first ones; None for all.
       planner: settings, if it plans.
+      stages: where it can be played.
     """
 
     chances: Chances
@@ -50,6 +52,7 @@ class Contender:
     on_fitted: OnRecord | None = None
     patients: int | None = None
     planner: PlannerSettings | None = None
+    stages: tuple[str, ...] = STAGES
 
 
 def following(policy: Policy, params: Any = None) -> Contender:

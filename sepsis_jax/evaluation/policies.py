@@ -20,7 +20,7 @@ from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import contenders, off_policy, policy_table, safety
 from sepsis_jax.evaluation.choosers import mix
 from sepsis_jax.evaluation.closed_loop import Stage
-from sepsis_jax.evaluation.contenders import Contender, following, true_clinicians
+from sepsis_jax.evaluation.contenders import HELD_OUT, STAGES, TRUTH, Contender, following, true_clinicians
 from sepsis_jax.evaluation.keep import kept
 from sepsis_jax.evaluation.off_policy import ALL, Decisions, Evidence, soften
 from sepsis_jax.evaluation.policy_settings import PolicySettings
@@ -89,6 +89,7 @@ class Inquiry:
         mixed = {
             who: dataclasses.replace(one, chances=mix(one.chances, clinicians.chances, share))
             for who, one in self.everyone.items()
+            if name in one.stages and not (share and one.stages != STAGES)  # a course that was lived cannot be softened
         }
         depends = [self.depends, share, name, dataclasses.asdict(self.reward)]
         return contenders.play_all({CLINICIANS: clinicians, **mixed}, self.tested, stage, self.folder / name, depends)
@@ -149,10 +150,10 @@ def tabulate(
     sweep = off_policy.softening_sweep(evidence, pure, SHARES, draws=draws, seed=seed)
     played: dict[str, dict[str, Result]] = {}
     if held_out is not None:
-        played["held_out"] = inquiry.played(held_out, inquiry.estimate, "held out")
+        played["held_out"] = inquiry.played(held_out, inquiry.estimate, HELD_OUT)
     if truth is not None:
         stage, known = truth
-        played["true"] = inquiry.played(stage, true_clinicians(known, inquiry.bins), "truth")
+        played["true"] = inquiry.played(stage, true_clinicians(known, inquiry.bins), TRUTH)
     outcomes = {stage: policy_table.tabulate(results, {}, draws=draws, seed=seed) for stage, results in played.items()}
     if "true" in played:
         rows["error"] = np.where(rows["by"] == ALL, rows["value"] - rows["policy"].map(true_values(outcomes)), np.nan)

@@ -33,6 +33,8 @@ class PolicySettings:
       planner_stays: of those, on which the planner itself decides; on the others a network does that imitates it there.
       clip: largest weight of a stay in the columns of clipped estimates.
       played: patients whom a planner treats in a simulator or in the held-out world model; other policies treat all.
+      agents: runs of `agent_loop.py` whose models stand in the table too, by the names of their folders; only the stays
+        that all of them were asked about are judged. Each needs its probabilities beside it (--probabilities).
       held_out: world model of other patients and another seed than any policy has seen, for expected mortality.
     """
 
@@ -47,6 +49,7 @@ class PolicySettings:
     clip: float = 100.0
     played: int = 2000
     held_out: Path | None = None
+    agents: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         check_range(self, "policies", softening=(0, 1), guideline_penalty=(0, 1000), clip=(1, 1e12))
@@ -55,6 +58,10 @@ class PolicySettings:
         for name in self.names:
             if name not in NAMES:
                 raise InputError("policies", field="names", expected=f"some of {', '.join(NAMES)}", found=repr(name))
+        own = [one.name for one in self.agents]
+        if len({*own, *NAMES}) < len(own) + len(NAMES):
+            expected = "folders of different names that no other policy has"
+            raise InputError("policies", field="agents", expected=expected, found=", ".join(own))
         if len(set(self.names)) < len(self.names):
             raise InputError("policies", field="names", expected="each policy once", found=", ".join(self.names))
 

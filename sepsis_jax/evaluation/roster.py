@@ -26,6 +26,8 @@ from sepsis_jax.policies.rules import Fixed, Uniform
 from sepsis_jax.simulation.policy import probs_on_record
 
 _IMITATION = "BC"
+DRAWN = 4
+"""Actions drawn from a policy at each decision that is imitated."""
 Progress = Callable[[str, int, float], None]
 """Called now and then with the algorithm, its updates so far and its loss."""
 
@@ -80,13 +82,27 @@ def imitated(decide: OnRecord, number: int, settings: OfflineSettings, scaler: S
         decided = decide(first)
         if not rest.num_stays:
             return decided
-        nothing = np.zeros(first.valid.shape, np.float32)
-        rows = transitions.of_stays(inputs.on_record(first, scaler), decided.argmax(axis=-1), nothing, first.length)
-        networks = training.fit(_IMITATION, settings, rows, jax.random.key(seed))
-        params = {"networks": networks, "scaler": scaler}
-        return np.concatenate([decided, probs_on_record(Learned(_IMITATION, settings), params, rest)])
+        imitation = _imitation(first, decided.argmax(axis=-1), settings, scaler, seed)
+        return np.concatenate([decided, imitation(rest)])
 
     return on_record
+
+
+def imitating(probs: np.ndarray, some: Episodes, settings: OfflineSettings, scaler: Scaler, seed: int) -> OnRecord:
+    """A network that imitates f32[B,T,25] at the recorded decisions of `some`: `DRAWN` actions are drawn from each."""
+    cumulative = probs.cumsum(-1)
+    chance = np.random.default_rng(seed).random((DRAWN, *probs.shape[:2], 1)) * cumulative[..., -1:]
+    actions = (chance > cumulative).sum(-1).clip(max=NUM_ACTIONS - 1)
+    many = some.take(np.tile(np.arange(some.num_stays), DRAWN))
+    return _imitation(many, actions.reshape(-1, actions.shape[-1]), settings, scaler, seed)
+
+
+def _imitation(some: Episodes, actions: np.ndarray, settings: OfflineSettings, scaler: Scaler, seed: int) -> OnRecord:
+    """Behaviour cloning of int[B,T] actions on recorded states."""
+    nothing = np.zeros(some.valid.shape, np.float32)
+    rows = transitions.of_stays(inputs.on_record(some, scaler), actions, nothing, some.length)
+    params = {"networks": training.fit(_IMITATION, settings, rows, jax.random.key(seed)), "scaler": scaler}
+    return lambda episodes: probs_on_record(Learned(_IMITATION, settings), params, episodes)
 
 
 def experience(train: Episodes, scaler: Scaler, reward: Reward) -> Transitions:

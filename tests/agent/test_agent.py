@@ -13,14 +13,18 @@ import pytest
 from factories import make_episodes
 from toy import MAP, toy_params, toy_world
 
-from sepsis_jax.agent import loop, report, transcripts
+from sepsis_jax.agent import dialogues, loop, report, tools, transcripts
 from sepsis_jax.agent.backends import PlannerBackend
 from sepsis_jax.agent.case import Case
-from sepsis_jax.agent.settings import AgentSettings
-from sepsis_jax.agent.simulator import BatchedSimulator, Batcher
+from sepsis_jax.agent.llm import LLMBackend
+from sepsis_jax.agent.prompting import package_prompts
+from sepsis_jax.agent.settings import AgentSettings, LLMSettings
+from sepsis_jax.agent.simulator import BatchedSimulator, Batcher, Truth
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ALL_ACTIONS
 from sepsis_jax.clinical.features import NAMES
+from sepsis_jax.dynamics.patient.cohort import simulate_cohort
 from sepsis_jax.errors import InputError
+from sepsis_jax.evaluation.closed_loop import true_stage
 from sepsis_jax.policies.planner import PlannerSettings
 from sepsis_jax.policies.rules import Guideline
 from sepsis_jax.simulation.batch import simulate
@@ -35,6 +39,7 @@ SIMULATOR = BatchedSimulator(
     seed=0,
     concurrency=4,
 )
+PLANNER = PlannerBackend(package_prompts(), samples=16)
 
 
 def case_of(row=0, follow="recorded_until_deviation", episodes=EPISODES):
@@ -188,7 +193,7 @@ def test_batcher_gathers_and_passes_errors_on():
 
 
 def test_planner_backend_prescribes_its_best_allowed_candidate():
-    (one,) = run(PlannerBackend(), [3])
+    (one,) = run(PLANNER, [3])
     for decision in one["decisions"]:
         allowed = [f for f in decision["considered"] if f["keeps_guideline"]]
         assert len(decision["considered"]) == 25
@@ -197,14 +202,14 @@ def test_planner_backend_prescribes_its_best_allowed_candidate():
 
 
 def test_runs_repeat_and_do_not_depend_on_concurrency():
-    first = run(PlannerBackend(), range(5))
-    assert first == run(PlannerBackend(), range(5))
-    alone = [run(PlannerBackend(), [row])[0] for row in range(5)]
+    first = run(PLANNER, range(5))
+    assert first == run(PLANNER, range(5))
+    alone = [run(PLANNER, [row])[0] for row in range(5)]
     assert first == alone
 
 
 def test_transcripts_round_trip_as_strict_json(tmp_path):
-    cases = run(PlannerBackend(), [0, 1])
+    cases = run(PLANNER, [0, 1])
     transcripts.write(tmp_path / "t.jsonl", cases)
     assert transcripts.read(tmp_path / "t.jsonl") == json.loads(json.dumps(cases))
     (tmp_path / "t.jsonl").write_text('{"a": 1}\n{"a": ')
@@ -213,7 +218,7 @@ def test_transcripts_round_trip_as_strict_json(tmp_path):
 
 
 def test_report_is_self_contained_and_escapes_text(tmp_path):
-    cases = run(PlannerBackend(), [0, 1])
+    cases = run(PLANNER, [0, 1])
     evil = "<script>alert('x')</script>"
     cases[0]["decisions"][0]["rationale"] = evil
     cases[0]["patient"]["sex"] = evil
@@ -238,7 +243,7 @@ def test_report_survives_nobody_left_in_the_icu(tmp_path):
         concurrency=1,
     )
     settings = AgentSettings(split="all")
-    cases = loop.run(EPISODES, [0], simulator, AI_CLINICIAN_BINS, PlannerBackend(), settings)
+    cases = loop.run(EPISODES, [0], simulator, AI_CLINICIAN_BINS, PLANNER, settings)
     assert cases[0]["decisions"][0]["considered"][0]["median"]["meanbp"] == [None, None]
     report.write(tmp_path / "r.html", cases, {})
     assert "NaN" not in (tmp_path / "r.html").read_text()
@@ -268,3 +273,93 @@ def test_living_noise_is_not_the_judging_noise():
         toy_world(), toy_params(), None, batch, plans, jax.random.key(0), record=Trajectories(), samples=16, horizon=1
     )
     assert np.abs(np.asarray(judged.steps.obs[0, 0, :, 0, MAP]) - lived).min() > 1e-3
+
+
+def test_the_planner_speaks_as_a_model_does():
+    (one,) = run(PLANNER, [3], follow="model")
+    for number, decision in enumerate(one["decisions"]):
+        assert one["messages"][decision["message"]]["role"] == "user"
+        asked, answer, prescribed, given = one["messages"][decision["message"] + 1 :][:4]
+        assert [message["role"] for message in (asked, answer, prescribed, given)] == ["assistant", "tool"] * 2
+        calls = [message["tool_calls"][0]["function"] for message in (asked, prescribed)]
+        shown, said = (tools.read("", [(call["name"], call["arguments"])], simulator=True) for call in calls)
+        assert list(said.action) == decision["action"] and said.rationale == decision["rationale"], number
+        usual = max(decision["considered"], key=lambda future: future["support"])
+        assert {said.action, tuple(usual["action"])} <= set(shown.actions) and len(shown.actions) <= 3
+        assert list(shown.actions) == sorted(shown.actions)
+
+
+def test_a_case_begun_later_is_the_case_that_followed_the_record():
+    row = int(np.argmax(EPISODES.length))
+
+    async def play():
+        case = case_of(row=row)
+        for _ in range(3):
+            case.observe()
+            await case.prescribe(recorded(row, len(case.decisions)))
+        case.observe()
+        return case
+
+    lived = asyncio.run(play())
+    begun = Case(EPISODES, row, SIMULATOR, AI_CLINICIAN_BINS, "recorded_until_deviation", at=3)
+    begun.observe()
+    assert begun.observations == lived.observations and len(begun.observations) == 4
+    assert begun.previous == lived.previous == recorded(row, 2)
+    for mine, theirs in zip(jax.tree.leaves(begun.history), jax.tree.leaves(lived.history), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    said = [message for message in begun.messages if message["role"] == "assistant"]
+    calls = [message["tool_calls"][0]["function"] for message in said]
+    actions = [tools.read("", [(call["name"], call["arguments"])], simulator=False).action for call in calls]
+    assert actions == [recorded(row, step) for step in range(3)]
+
+
+def test_one_sample_is_the_same_luck_for_all_candidates():
+    states = asyncio.run(case_of().sample(np.array([[1, 1], [2, 2], [1, 1]])))
+    np.testing.assert_array_equal(states[0].obs, states[2].obs)
+    assert states[0].obs[MAP] != states[1].obs[MAP]
+
+
+def test_living_in_the_truth_is_its_own_record():
+    """With the recorded actions, the patient simulator gives the recorded course again, to its exit."""
+    episodes, truth = simulate_cohort(6, seed=3)
+    home = Truth(*_stage(truth, episodes))
+    simulator = BatchedSimulator(
+        toy_world(policy=Guideline()), toy_params(), None, PlannerSettings(), seed=0, concurrency=6, truth=home
+    )
+
+    class Record:
+        async def decide(self, case):
+            row = list(episodes.stay_id).index(case.stay_id)
+            await case.prescribe(tuple(int(level) for level in episodes.action[row, len(case.decisions)]))
+
+    settings = AgentSettings(split="all", stays=0, concurrency=6, follow="truth")
+    cases = loop.run(episodes, range(6), simulator, AI_CLINICIAN_BINS, Record(), settings)
+    for row, one in enumerate(cases):
+        length = int(episodes.length[row])
+        assert len(one["decisions"]) == length and one["outcome"]["exit"] == int(episodes.exit[row])
+        lived = np.array([list(decision["obs"].values()) for decision in one["decisions"]])
+        np.testing.assert_allclose(lived, episodes.obs[row, :length], rtol=1e-4, atol=1e-4)
+        assert [d["source"] for d in one["decisions"]] == ["record"] + ["truth"] * (length - 1)
+
+
+def _stage(truth, episodes):
+    stage = true_stage(truth, episodes, AI_CLINICIAN_BINS)
+    return stage.world, stage.params, stage.seed
+
+
+@pytest.mark.parametrize("rationale", [True, False])
+def test_dialogues_to_learn_from_are_what_a_model_reads(tmp_path, rationale):
+    cases = run(PLANNER, [0, 1])
+    cases[1]["failed"] = {"kind": "timeout", "detail": ""}
+    asking = LLMBackend(LLMSettings(rationale=rationale), package_prompts(), samples=16, seed=0)
+    number = dialogues.write(tmp_path / "d.jsonl", cases, asking, AI_CLINICIAN_BINS)
+    found = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
+    assert number == len(found) == sum(len(one["decisions"]) for one in cases) - 1
+    assert {one["stay_id"] for one in found} <= {one["stay_id"] for one in cases}
+    case = Case(EPISODES, 0, SIMULATOR, AI_CLINICIAN_BINS, "recorded_until_deviation")
+    case.observe()
+    assert found[0]["messages"][:2] == asking.context(case) and found[0]["tools"] == asking.tools
+    for one in found:
+        assert [message["role"] for message in one["messages"]][2:] == ["assistant", "tool"] * 2
+        arguments = json.loads(one["messages"][4]["tool_calls"][0]["function"]["arguments"])
+        assert ("rationale" in arguments) == rationale
