@@ -10,10 +10,17 @@ SELECTION ?= slow
 # Slow tests compute for minutes: worth optimised programs, unlike the fast ones (tests/conftest.py).
 SLOW := XLA_FLAGS=--xla_backend_optimization_level=1 $(PYTEST)
 
-.PHONY: help demo checkpoints mimic-demo test test-slow test-all lint types lock clean
+# The environment that serves language models, see docs/agent.md; TORCH_CPU_INDEX names an index with PyTorch for the CPU.
+VLLM := .venv-vllm
+DEVICE ?=
+MODEL ?= tiny
+
+.PHONY: help demo vllm demo-llm checkpoints test test-slow test-all lint types lock clean
 
 help:
 	@echo "make demo      set up, then the whole way on the embedded cohort: data, world model, agent, evaluation"
+	@echo "make vllm      sets up vLLM beside it, for what this machine has (DEVICE=cpu, cuda or tpu says otherwise)"
+	@echo "make demo-llm  makes a tiny language model, serves it and lets it decide (MODEL=smollm2: a small real one)"
 	@echo "make test      set up, then the fast tests"
 	@echo "make test-slow the slow tests, with PyTorch        make test-all  every test"
 	@echo "make checkpoints trains the world models of the package"
@@ -45,6 +52,29 @@ demo: $(VENV)/.installed
 	$(BIN)/python evaluate.py --config configs/demo.yaml > runs/demo/evaluation.txt & \
 	$(BIN)/python agent_loop.py --config configs/demo.yaml; agent=$$?; \
 	wait $$!; evaluation=$$?; cat runs/demo/evaluation.txt; exit $$((agent + evaluation))
+
+vllm:
+	@$(PYTHON) llm/install.py $(VLLM) $(if $(DEVICE),--device $(DEVICE))
+
+LLM := --config configs/demo_llm.yaml --checkpoint sepsis_jax/checkpoints/carry
+OF_SMOLLM2 := --llm.tool_choice required --llm.simulations 1
+demo-llm: $(VENV)/.installed vllm runs/demo_llm/$(MODEL)/config.json
+	$(BIN)/python agent_loop.py $(LLM) --agent.backend llm --serve runs/demo_llm/$(MODEL) \
+		$(if $(filter smollm2,$(MODEL)),$(OF_SMOLLM2))
+
+runs/demo_llm/episodes/manifest.json: $(VENV)/.installed
+	$(BIN)/python prepare_data.py --config configs/demo_llm.yaml
+
+# A tiny Qwen3 learns from what the planner says about train patients how tools are called.
+runs/demo_llm/tiny/config.json: vllm
+	$(MAKE) runs/demo_llm/episodes/manifest.json
+	$(BIN)/python agent_loop.py $(LLM) --agent.split train --agent.stays 40 --agent.concurrency 40 \
+		--out runs/demo_llm/planner --dialogues runs/demo_llm/dialogues.jsonl
+	$(VLLM)/bin/python llm/tiny_qwen3.py --dialogues runs/demo_llm/dialogues.jsonl --steps 150 --out runs/demo_llm/tiny
+
+runs/demo_llm/smollm2/config.json: vllm
+	$(MAKE) runs/demo_llm/episodes/manifest.json
+	$(VLLM)/bin/python llm/smollm2.py --out runs/demo_llm/smollm2
 
 # The world models that come with the package, about an hour on two cores; a stopped run goes on when started again.
 PUBLISHED := --world_model.architecture published --world_model.members 1 --world_model.layers 2 --world_model.dropout 0.2

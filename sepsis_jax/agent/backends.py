@@ -19,8 +19,8 @@ class Failed(Exception):
     """A case that cannot go on.
 
     Attributes:
-      kind: 'malformed answers', 'too many simulations', 'context overflow', 'timeout', 'no connection', 'rate limit' or
-        'server error'.
+      kind: 'malformed answers', 'context overflow', 'timeout', 'no connection', 'rate limit', 'server error' or 'no
+        log-probabilities'.
     """
 
     def __init__(self, kind: str, detail: str) -> None:

@@ -23,7 +23,7 @@ from sepsis_jax.agent.backends import Failed
 from sepsis_jax.agent.case import Case
 from sepsis_jax.agent.prompting import Prompts
 from sepsis_jax.agent.settings import LLMSettings
-from sepsis_jax.agent.tools import Malformed, Message, Prescribe
+from sepsis_jax.agent.tools import Malformed, Message, Prescribe, Simulate
 from sepsis_jax.clinical.actions import ActionBins
 from sepsis_jax.errors import InputError
 
@@ -88,15 +88,17 @@ class LLMBackend:
         Raises:
           Failed: the model does not prescribe, or the server does not answer.
         """
-        simulations = malformed = 0
+        left, malformed = self._settings.simulations if self._settings.simulator else 0, 0
         start = len(case.messages)
         while True:
-            completion = await self._ask(case, start, draw, tokens)
+            completion = await self._ask(case, start, draw, tokens, may_simulate=left > 0)
             answer = completion.choices[0].message
             calls = [(one.function.name, one.function.arguments) for one in answer.tool_calls or []]
             case.messages.append(tools.say(len(case.messages), answer.content or "", *calls))
             try:
                 call = tools.read(answer.content, calls, simulator=self._settings.simulator)
+                if isinstance(call, Simulate) and not left:
+                    raise Malformed("too many simulations", "no simulation is left in this decision; prescribe")
             except Malformed as error:
                 malformed += 1
                 counts = case.usage.malformed
@@ -107,9 +109,7 @@ class LLMBackend:
                 continue
             if isinstance(call, Prescribe):
                 return call, completion
-            simulations += 1
-            if simulations > self._settings.simulations:
-                raise Failed("too many simulations", f"more than {self._settings.simulations} in one decision")
+            left -= 1
             case.messages += tools.reply(case.messages[-1], await self.simulated(case, np.array(call.actions, np.int8)))
 
     async def simulated(self, case: Case, actions: np.ndarray) -> str:
@@ -136,14 +136,17 @@ class LLMBackend:
         text = self._prompts.system(bins, simulator=settings.simulator, simulations=settings.simulations)
         return {"role": "system", "content": text}
 
-    async def _ask(self, case: Case, start: int, draw: int, tokens: bool) -> Any:
+    async def _ask(self, case: Case, start: int, draw: int, tokens: bool, *, may_simulate: bool) -> Any:
         settings = self._settings
         seed = zlib.crc32(f"{self._seed} {case.stay_id} {len(case.messages)} {draw}".encode())
         more: dict[str, Any] = {"logprobs": True, "extra_body": {"return_token_ids": True}} if tokens else {}
+        choice: Any = settings.tool_choice
+        if choice == "required" and not may_simulate:  # all tools stay in the prompt, whose beginning is cached
+            choice = {"type": "function", "function": {"name": tools.PRESCRIPTION}}
         request = {
             "messages": self.context(case, start),
             "tools": self.tools,
-            "tool_choice": settings.tool_choice,
+            "tool_choice": choice,
             "parallel_tool_calls": False,
             "temperature": settings.temperature,
             "top_p": settings.top_p,

@@ -114,9 +114,14 @@ def test_malformed_answers_are_answered_counted_and_never_prescribed(answer, kin
 
 
 def test_a_model_that_only_simulates_fails():
+    """Three are allowed; then it is made to prescribe, and what it says instead is malformed."""
     with serving(lambda request, number: simulates("[1,1]")) as (url, requests):
         (one,) = run(url)
-    assert one["failed"]["kind"] == "too many simulations" and one["decisions"] == [] and len(requests) == 4
+    assert one["failed"]["kind"] == "malformed answers" and one["decisions"] == [] and len(requests) == 3 + 4
+    assert one["usage"]["malformed"] == {"too many simulations": 4}
+    named = {"type": "function", "function": {"name": "prescription"}}
+    assert [request["tool_choice"] for request in requests] == ["required"] * 3 + [named] * 4
+    assert all(len(request["tools"]) == 2 for request in requests)
 
 
 TOO_LONG = '{"error": {"message": "This model\'s maximum context length is 4096 tokens, you asked for 5000"}}'

@@ -1,0 +1,44 @@
+"""One run with a real vLLM server, which it installs, starts and stops itself, and with a model that knows nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from processes import finish, start, tiny_inputs
+from vllm_here import ENVIRONMENT, install, make_tiny, only_where_vllm_runs
+
+from sepsis_jax.agent import probabilities, transcripts
+
+ASKED = ("--agent.backend=llm", "--llm.model=tiny", "--agent.split=all", "--planner.samples=4", "--planner.horizon=2")
+
+
+def servers():
+    """Command lines of servers that still run."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:  # it has just ended
+            continue
+    return [line for line in found if "vllm.entrypoints" in line]
+
+
+@pytest.mark.slow
+@only_where_vllm_runs
+def test_the_whole_way_with_a_real_server(tmp_path):
+    install()
+    model, inputs, out = make_tiny(tmp_path), tiny_inputs(tmp_path, 3, 3), tmp_path / "out"
+    words = (*inputs, *ASKED, f"--serve={model}", f"--llm.vllm={ENVIRONMENT}", f"--out={out}")
+    before = servers()
+    assert "Serving" in finish(start("agent_loop.py", *words, "--agent.stays=2"))
+    assert servers() == before
+    for one in transcripts.read(out / transcripts.FILE):
+        assert one["failed"] is None and one["decisions"] and one["usage"]["malformed"] == {}
+        assert len(one["decisions"]) <= one["usage"]["requests"]
+    assert (out / "report.html").is_file()
+    quick = ("--agent.stays=1", "--llm.simulator=false", "--probabilities=1")
+    finish(start("agent_loop.py", *words, *quick))
+    found = probabilities.read(probabilities.folder_of(out) / probabilities.FILE)
+    asked = found["dialogues"] == 1
+    assert asked.any() and abs(found["probs"][asked].sum(-1) - 1).max() < 1e-5 and (found["se"][asked] == 0).all()
