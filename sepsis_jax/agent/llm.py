@@ -96,6 +96,8 @@ class LLMBackend:
             calls = [(one.function.name, one.function.arguments) for one in answer.tool_calls or []]
             case.messages.append(tools.say(len(case.messages), answer.content or "", *calls))
             try:
+                if completion.choices[0].finish_reason == "length" and not calls:
+                    raise Malformed("cut off", f"the answer did not end within {self._settings.max_tokens} tokens")
                 call = tools.read(answer.content, calls, simulator=self._settings.simulator)
                 if isinstance(call, Simulate) and not left:
                     raise Malformed("too many simulations", "no simulation is left in this decision; prescribe")

@@ -13,7 +13,7 @@ from typing import Any
 HANG = "hang"
 
 
-def says(content: str | None = None, *calls: tuple[str, Any]) -> dict[str, Any]:
+def says(content: str | None = None, *calls: tuple[str, Any], reason: str = "stop") -> dict[str, Any]:
     """A completion with this text and these calls (name, arguments: JSON text or what it stands for)."""
     named = [
         {
@@ -29,7 +29,7 @@ def says(content: str | None = None, *calls: tuple[str, Any]) -> dict[str, Any]:
         "object": "chat.completion",
         "created": 0,
         "model": "stub",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": message, "finish_reason": reason}],
         "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12},
     }
 

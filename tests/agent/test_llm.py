@@ -98,6 +98,7 @@ GOOD = {"vasopressor": 1, "iv_fluid": 1}
         (prescribes(7, 0), "wrong arguments"),
         (says(None, ("prescription", GOOD), ("prescription", GOOD)), "several calls"),
         (says(None, ("order", GOOD)), "unknown tool"),
+        (says("<tool_call> and so on", reason="length"), "cut off"),
     ],
 )
 def test_malformed_answers_are_answered_counted_and_never_prescribed(answer, kind):
