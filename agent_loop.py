@@ -1,21 +1,27 @@
 """Run the agent over stays: `python agent_loop.py --config configs/demo.yaml [--agent.stays N] [--out FOLDER]`.
 
-Every finished case is kept at once; a run that was stopped goes on with `--resume`. With `--probabilities K` nobody is
-treated: a language model is asked K times at every recorded decision, and how likely it was to prescribe each action
-goes to OUT.probabilities, where `evaluate.py --what policies` finds it.
+Every finished case is kept at once; a run that was stopped goes on with `--resume`. Two flags treat nobody: with
+`--probabilities K` a language model is asked K times at every recorded decision, and how likely each action was goes to
+OUT.probabilities, where `evaluate.py --what policies` finds it; with `--questions` it is asked who will
+die in hospital and who will need a vasopressor, and its answers go to OUT.questions.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sepsis_jax import agent_run, cli, config, files
-from sepsis_jax.agent import dialogues, journal, loop, probabilities, report, transcripts
+from sepsis_jax.agent import dialogues, journal, loop, probabilities, questions, report, transcripts
+from sepsis_jax.agent.settings import LLMSettings
 from sepsis_jax.agent_run import Run
 from sepsis_jax.errors import InputError
+from sepsis_jax.evaluation import intrinsic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Flags:
       serve: model (a folder, or a name on a hub) that vLLM serves here for as long as the run lasts.
       replicas: servers that share the cases.
       probabilities: dialogues at each recorded decision, to say how likely each action was; 0 treats instead.
+      questions: ask two questions about each patient instead.
       dialogues: also write every decision to this file of JSON lines, as a model reads and writes it, to learn from.
       allow_remote_endpoint: send credentialed data to an LLM server on another machine. Data use agreements such as
         MIMIC's forbid it unless you have made sure of the contrary.
@@ -42,6 +49,7 @@ class Flags:
     serve: str | None = None
     replicas: int = 1
     probabilities: int = 0
+    questions: bool = False
     dialogues: Path | None = None
     allow_remote_endpoint: bool = False
     resume: bool = False
@@ -50,39 +58,39 @@ class Flags:
     def __post_init__(self) -> None:
         if self.probabilities < 0:
             raise InputError("--probabilities", expected="0, or a number of dialogues", found=self.probabilities)
-        if self.probabilities and self.dialogues is not None:
-            raise InputError("--dialogues", expected="no --probabilities, which prescribes nothing", found="both")
+        if sum([self.probabilities > 0, self.questions, self.dialogues is not None]) > 1:
+            flags = "--probabilities, --questions, --dialogues"
+            raise InputError(flags, expected="one of them", found="several", hint="run the script for each")
+
+    def folder(self, out: Path) -> Path:
+        """Where results go, if courses go to `out`."""
+        if self.probabilities:
+            return probabilities.folder_of(out)
+        return out.with_name(f"{out.name}.questions") if self.questions else out
 
 
 def main(argv: list[str]) -> None:
     settings, flags = config.load(argv, Flags, description="Recommend treatments for stays.")
-    out = flags.out or settings.report
-    if flags.probabilities:
-        if settings.agent.backend != "llm":
-            raise InputError("--probabilities", expected="agent.backend llm", found=settings.agent.backend)
-        out = probabilities.folder_of(out)
+    out = flags.folder(flags.out or settings.report)
+    if (flags.probabilities or flags.questions) and settings.agent.backend != "llm":
+        expected = "agent.backend llm, for --probabilities and --questions"
+        raise InputError("agent", field="backend", expected=expected, found=settings.agent.backend)
     files.check_replaceable(out, transcripts.FILE, "results of this script")
     journal.check_open(out, resume=flags.resume)
     stays, checkpoint = flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint
     run = agent_run.prepare(settings, stays, checkpoint, flags.allow_remote_endpoint)
-    who = run.identity(flags.serve) | {"dialogues": flags.probabilities}
+    who = run.identity(flags.serve) | {"dialogues": flags.probabilities, "questions": flags.questions}
     with (
         journal.open_run(out, who, resume=flags.resume, retry_failed=flags.retry_failed) as log,
         run.served(flags.serve, flags.replicas, out.with_name(f"{out.name}.server")) as asked,
     ):
         open_rows = [row for row in run.rows if int(run.episodes.stay_id[row]) not in log.done]
-        about = (run.episodes, open_rows, run.simulator, run.bins)
-        if flags.probabilities:
-            scorer = probabilities.Scorer(run.asking(asked), asked)
-            number, many = flags.probabilities, settings.agent.concurrency
-            probabilities.run(*about, scorer, run.prompts, dialogues=number, concurrency=many, finished=log.add)
-        else:
-            loop.run(*about, run.backend(asked), settings.agent, run.prompts, log.add)
+        _work(run, flags, asked, open_rows, log.add)
         cases = [log.done[int(run.episodes.stay_id[row])] for row in run.rows]
     with files.replacing(out, transcripts.FILE, "results of this script") as folder:
         transcripts.write(folder / transcripts.FILE, cases)
         (folder / journal.RUN).write_text(json.dumps(who))
-        (_write_probabilities if flags.probabilities else _write_courses)(folder, cases, run)
+        _write(folder, cases, run, flags)
     journal.path_of(out).unlink(missing_ok=True)
     if flags.dialogues is not None:
         number = dialogues.write(flags.dialogues, cases, run.asking(settings.llm), run.bins)
@@ -92,14 +100,34 @@ def main(argv: list[str]) -> None:
     cli.console.print(f"Research software, not for care. Results: {out}")
 
 
-def _write_courses(folder: Path, cases: list[dict[str, Any]], run: Run) -> None:
-    report.write(folder / report.FILE, cases, run.describe())
-    cli.console.print(cli.table(transcripts.table(cases), title="Recommendations at the first decision"))
+def _work(run: Run, flags: Flags, asked: LLMSettings, rows: list[int], finished: Callable[[Any], None]) -> None:
+    """What is left to do, each stay handed over as soon as it is done."""
+    agent = run.config.agent
+    about, many = (run.episodes, np.array(rows, int), run.simulator, run.bins), agent.concurrency
+    if flags.probabilities:
+        scorer, number = probabilities.Scorer(run.asking(asked), asked), flags.probabilities
+        probabilities.run(*about, scorer, run.prompts, dialogues=number, concurrency=many, finished=finished)
+    elif flags.questions:
+        questions.run(*about, run.asking(asked), run.prompts, concurrency=many, finished=finished)
+    else:
+        loop.run(*about, run.backend(asked), agent, run.prompts, finished)
 
 
-def _write_probabilities(folder: Path, cases: list[dict[str, Any]], run: Run) -> None:
-    probabilities.write(folder / probabilities.FILE, cases, run.episodes.obs.shape[1])
-    cli.console.print(f"{sum(len(one['probs']) for one in cases)} decisions of {len(cases)} stays")
+def _write(folder: Path, cases: list[dict[str, Any]], run: Run, flags: Flags) -> None:
+    """Everything but the transcripts, and what the console says."""
+    evaluation = run.config.evaluation
+    if flags.probabilities:
+        probabilities.write(folder / probabilities.FILE, cases, run.episodes.obs.shape[1])
+        cli.console.print(f"{sum(len(one['probs']) for one in cases)} decisions of {len(cases)} stays")
+    elif flags.questions:
+        answered = questions.answered(run.episodes, cases)
+        found = intrinsic.table(answered, draws=evaluation.draws, seed=evaluation.seed)
+        found.to_csv(folder / "questions.csv")
+        title = "Asked at the first decision, without a simulator (95 % by patient)"
+        cli.console.print(cli.table(intrinsic.wide(found), title=title))
+    else:
+        report.write(folder / report.FILE, cases, run.describe())
+        cli.console.print(cli.table(transcripts.table(cases), title="Recommendations at the first decision"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sepsis_jax import files
 from sepsis_jax.agent.backends import Failed
@@ -23,6 +22,7 @@ from sepsis_jax.agent.case import Case, Usage
 from sepsis_jax.agent.llm import LLMBackend
 from sepsis_jax.agent.prompting import Prompts
 from sepsis_jax.agent.settings import LLMSettings
+from sepsis_jax.agent.side_by_side import side_by_side
 from sepsis_jax.agent.simulator import BatchedSimulator
 from sepsis_jax.agent.transcripts import plain
 from sepsis_jax.clinical.actions import LEVELS, NUM_ACTIONS, ActionBins
@@ -155,9 +155,8 @@ def run(
         error of the mean; null where K = 1 says nothing of it), dialogues [T] that came to a prescription, usage, and
         failed (a decision without any).
     """
-    columns = (TextColumn("stays"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
-    async def one_dialogue(row: int, step: int, draw: int, usage: Usage, free: asyncio.Semaphore) -> Any:
+    async def one_dialogue(row: int, step: int, draw: int, usage: Usage) -> Any:
         async with free:
             case = Case(episodes, row, simulator, bins, "model", prompts, at=step)
             case.observe()
@@ -167,24 +166,16 @@ def run(
             except Failed as error:
                 return error
 
-    async def one_stay(row: int, turn: asyncio.Semaphore, free: asyncio.Semaphore) -> dict[str, Any]:
-        async with turn:
-            usage, length = Usage(), int(episodes.length[row])
-            asked = [one_dialogue(row, step, draw, usage, free) for step in range(length) for draw in range(dialogues)]
-            said = await asyncio.gather(*asked)
-            return _stay(
-                int(episodes.stay_id[row]), [said[at : at + dialogues] for at in range(0, len(said), dialogues)], usage
-            )
+    free = asyncio.Semaphore(concurrency)
 
-    async def everyone() -> None:
-        turn, free = asyncio.Semaphore(max(2, concurrency // 8)), asyncio.Semaphore(concurrency)
-        with Progress(*columns, transient=True) as progress:
-            task = progress.add_task("stays", total=len(rows))
-            for stay in asyncio.as_completed([one_stay(int(row), turn, free) for row in rows]):
-                finished(await stay)
-                progress.update(task, advance=1)
+    async def one_stay(row: int) -> dict[str, Any]:
+        usage, length = Usage(), int(episodes.length[row])
+        asked = [one_dialogue(row, step, draw, usage) for step in range(length) for draw in range(dialogues)]
+        said = await asyncio.gather(*asked)
+        decisions = [said[at : at + dialogues] for at in range(0, len(said), dialogues)]
+        return _stay(int(episodes.stay_id[row]), decisions, usage)
 
-    asyncio.run(everyone())
+    side_by_side(rows, one_stay, finished, at_once=max(2, concurrency // 8))
 
 
 def _stay(stay_id: int, decisions: list[list[Any]], usage: Usage) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sepsis_jax.simulation.policy import RARE
 HOURS_PER_STEP = 4
 ANSWERED = ("meanbp", "heart_rate", "lactate", "output_4hourly", "spo2")
 """Features of a simulation answer; the agent's report shows more."""
-_TEMPLATES = ("system", "observation", "simulation", "sample")
+_TEMPLATES = ("system", "observation", "simulation", "sample", "question")
 
 
 def _number(value: float | None) -> str:
@@ -70,6 +70,10 @@ class Prompts:
         """The task: levels, guidelines and tools."""
         facts = {"bins": bins, "features": FEATURES, "most_candidates": MOST_CANDIDATES}
         return self._render("system", simulator=simulator, simulations=simulations, **facts)
+
+    def question(self, about: str) -> str:
+        """What is asked about a record, see `agent.questions`."""
+        return self._render("question", about=about, features=FEATURES)
 
     def observation(self, **facts: Any) -> str:
         """One decision: who, hour, what was given, and what was newly measured."""

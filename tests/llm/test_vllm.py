@@ -97,7 +97,13 @@ def test_a_server_that_dies_fails_its_cases_and_a_later_run_mends_them(model, tm
     inputs, out, port = tiny_inputs(tmp_path, 12, 12), tmp_path / "out", server._free_ports(1)[0]
     command = vllm.Serving.of(SETTINGS, str(model), 1).command(8192)(0, port)
     words = ("--agent.backend=llm", "--llm.model=tiny", f"--llm.base_urls=[http://127.0.0.1:{port}/v1]")
-    words += ("--agent.split=all", "--agent.stays=0", "--agent.concurrency=4", "--planner.samples=4", "--llm.rationale=false")
+    words += (
+        "--agent.split=all",
+        "--agent.stays=0",
+        "--agent.concurrency=4",
+        "--planner.samples=4",
+        "--llm.rationale=false",
+    )
     words += ("--planner.horizon=2", "--llm.retries=0", f"--out={out}", *inputs)
     with serving(command, port, tmp_path / "1.log") as process:
         running = start("agent_loop.py", *words)

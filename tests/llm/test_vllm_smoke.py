@@ -10,7 +10,14 @@ from vllm_here import ENVIRONMENT, install, make_tiny, only_where_vllm_runs
 
 from sepsis_jax.agent import probabilities, transcripts
 
-ASKED = ("--agent.backend=llm", "--llm.model=tiny", "--agent.split=all", "--planner.samples=4", "--planner.horizon=2", "--llm.rationale=false")
+ASKED = (
+    "--agent.backend=llm",
+    "--llm.model=tiny",
+    "--agent.split=all",
+    "--planner.samples=4",
+    "--planner.horizon=2",
+    "--llm.rationale=false",
+)
 
 
 def servers_of(model):
