@@ -39,6 +39,10 @@ class Backend(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """Let go of what it holds; nobody is asked after that."""
+        ...
+
 
 class PlannerBackend:
     """Simulates all 25 actions and prescribes the highest expected return, within the guideline if shielded.
@@ -64,6 +68,9 @@ class PlannerBackend:
         _speak(case, Simulate(tuple(one.action for one in shown)), answer)
         await case.prescribe(call.action, call.rationale)
         _speak(case, call, tools.given(call))
+
+    async def close(self) -> None:
+        """See `Backend.close`."""
 
     def _shown(self, futures: list[Foresight], choice: int, allowed: np.ndarray) -> list[Foresight]:
         """The choice, the next best and the usual one, in the order of their levels: the order gives nothing away."""

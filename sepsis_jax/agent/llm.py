@@ -75,6 +75,11 @@ class LLMBackend:
         await case.prescribe(call.action, call.rationale)
         case.messages += tools.reply(case.messages[-1], tools.given(call))
 
+    async def close(self) -> None:
+        """See `Backend.close`."""
+        for client in self._clients:
+            await client.close()
+
     async def converse(self, case: Case, *, draw: int = 0, tokens: bool = False) -> tuple[Prescribe, Any]:
         """Talk about the open decision until the model prescribes; nothing is given yet.
 

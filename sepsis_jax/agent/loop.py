@@ -72,9 +72,12 @@ def run(
 
     async def everyone() -> list[dict[str, Any]]:
         open_cases = asyncio.Semaphore(settings.concurrency)
-        with Progress(*columns, transient=True) as progress:
-            task = progress.add_task("cases", total=len(rows), pace="")
-            return await asyncio.gather(*(one(int(row), open_cases, progress, task) for row in rows))
+        try:
+            with Progress(*columns, transient=True) as progress:
+                task = progress.add_task("cases", total=len(rows), pace="")
+                return await asyncio.gather(*(one(int(row), open_cases, progress, task) for row in rows))
+        finally:
+            await backend.close()
 
     return asyncio.run(everyone())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,10 @@ class Scorer:
         self._backend, self._settings = backend, settings
         self._digits: list[int] | None = None
 
+    async def close(self) -> None:
+        """Let go of the server."""
+        await self._backend.close()
+
     async def probabilities(self, case: Case, draw: int) -> tuple[np.ndarray, bool]:
         """One dialogue about the open decision, and what it was likely to end with.
 
@@ -65,9 +70,9 @@ class Scorer:
         """
         before = len(case.messages)
         _, completion = await self._backend.converse(case, draw=draw, tokens=True)
-        at_once = len(case.messages) == before + 1 and not case.messages[-1]["content"]
-        certain = at_once and not self._settings.simulator and self._settings.tool_choice == "required"
         tokens, places = _levels(completion)
+        at_once = len(case.messages) == before + 1 and not case.messages[-1]["content"]
+        certain = at_once and self._settings.tool_choice == "required" and self._forced(completion, places)
         digits = await self._digit_tokens(case)
         # The level that is written first, then the other one given each value of the first.
         (first, i), (_, j) = sorted(places.items(), key=lambda item: item[1])
@@ -75,6 +80,17 @@ class Scorer:
         given = await self._level(case, [[*tokens[:i], digit, *tokens[i + 1 : j]] for digit in digits])
         joint = likely.T * given
         return (joint if first == "vasopressor" else joint.T).ravel(), certain
+
+    def _forced(self, completion: Any, places: dict[str, int]) -> bool:
+        """Whether no other token could have been drawn up to the last level, but for the levels themselves.
+
+        The words before a level are fixed, but not how they fall into tokens, and a level depends on those.
+        """
+        start, settings = len(completion.prompt_token_ids), self._settings
+        enough = settings.top_p if settings.temperature <= 1 else 1.0  # tempering then makes the likeliest likelier
+        said = completion.choices[0].logprobs.content[: max(places.values()) - start]
+        chances = [math.exp(one.logprob) for at, one in enumerate(said, start) if at not in places.values()]
+        return all(chance >= min(enough, 1 - 1e-6) for chance in chances)
 
     async def _level(self, case: Case, prompts: list[list[int]]) -> np.ndarray:
         """f64[P,5] probabilities of the levels after each of the texts."""
@@ -175,7 +191,7 @@ def run(
         decisions = [said[at : at + dialogues] for at in range(0, len(said), dialogues)]
         return _stay(int(episodes.stay_id[row]), decisions, usage)
 
-    side_by_side(rows, one_stay, finished, at_once=max(2, concurrency // 8))
+    side_by_side(rows, one_stay, finished, at_once=max(2, concurrency // 8), close=scorer.close)
 
 
 def _stay(stay_id: int, decisions: list[list[Any]], usage: Usage) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def run(
             failed = {"kind": error.kind, "detail": error.detail}
         return plain({"stay_id": case.stay_id, "answers": answers, "usage": vars(case.usage), "failed": failed})
 
-    side_by_side(rows, ask, finished, at_once=concurrency)
+    side_by_side(rows, ask, finished, at_once=concurrency, close=backend.close)
 
 
 def _yes(said: Any) -> float:

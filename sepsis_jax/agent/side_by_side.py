@@ -13,9 +13,17 @@ _COLUMNS = (TextColumn("stays"), BarColumn(), MofNCompleteColumn(), TimeElapsedC
 
 
 def side_by_side(
-    rows: np.ndarray, work: Callable[[int], Awaitable[Any]], finished: Callable[[Any], None], *, at_once: int
+    rows: np.ndarray,
+    work: Callable[[int], Awaitable[Any]],
+    finished: Callable[[Any], None],
+    *,
+    at_once: int,
+    close: Callable[[], Awaitable[None]],
 ) -> None:
-    """Await `work(row)` for every row, `at_once` at a time, with a progress bar; `finished` gets each result."""
+    """Await `work(row)` for every row, `at_once` at a time, with a progress bar; `finished` gets each result.
+
+    `close` is awaited at the end, whatever happened.
+    """
 
     async def one(row: int, turn: asyncio.Semaphore) -> Any:
         async with turn:
@@ -23,10 +31,13 @@ def side_by_side(
 
     async def everyone() -> None:
         turn = asyncio.Semaphore(at_once)
-        with Progress(*_COLUMNS, transient=True) as progress:
-            task = progress.add_task("stays", total=len(rows))
-            for done in asyncio.as_completed([one(int(row), turn) for row in rows]):
-                finished(await done)
-                progress.update(task, advance=1)
+        try:
+            with Progress(*_COLUMNS, transient=True) as progress:
+                task = progress.add_task("stays", total=len(rows))
+                for done in asyncio.as_completed([one(int(row), turn) for row in rows]):
+                    finished(await done)
+                    progress.update(task, advance=1)
+        finally:
+            await close()
 
     asyncio.run(everyone())

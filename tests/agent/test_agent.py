@@ -57,6 +57,9 @@ def other(action):
 class Clinicians:
     """Backend that repeats the record."""
 
+    async def close(self):
+        pass
+
     async def decide(self, case):
         await case.prescribe(recorded(list(EPISODES.stay_id).index(case.stay_id), len(case.decisions)))
 
@@ -327,7 +330,7 @@ def test_living_in_the_truth_is_its_own_record():
         toy_world(policy=Guideline()), toy_params(), None, PlannerSettings(), seed=0, concurrency=6, truth=home
     )
 
-    class Record:
+    class Record(Clinicians):
         async def decide(self, case):
             row = list(episodes.stay_id).index(case.stay_id)
             await case.prescribe(tuple(int(level) for level in episodes.action[row, len(case.decisions)]))

@@ -47,12 +47,12 @@ def tokens_of(text):
     return [DIGITS[int(one)] if one in "01234" else 100 + ord(one) for one in text]
 
 
-def tell(answer, text, *, prompt=True):
+def tell(answer, text, *, prompt=True, logprob=0.0):
     """With what vLLM adds: tokens of the prompt and of the answer, and how likely they were."""
     choice = answer["choices"][0]
     choice["token_ids"] = tokens_of(text)
     choice["logprobs"] = {
-        "content": [{"token": one, "logprob": -1.0, "bytes": None, "top_logprobs": []} for one in text]
+        "content": [{"token": one, "logprob": logprob, "bytes": None, "top_logprobs": []} for one in text]
     }
     return answer | ({"prompt_token_ids": PROMPT} if prompt else {})
 
@@ -116,6 +116,18 @@ def test_a_simulation_or_words_before_leave_it_to_chance():
 
     assert ask(simulating, dataclasses.replace(ALONE, simulator=True))[1] is False
     assert ask(talking)[1] is False
+
+
+@pytest.mark.parametrize(
+    ("logprob", "top_p", "certain"), [(-0.02, 0.95, True), (-0.1, 0.95, False), (-0.02, 1.0, False)]
+)
+def test_how_words_fall_into_tokens_is_chance_too(logprob, top_p, certain):
+    answer = tell(prescribes(), '{"vasopressor": 3, "iv_fluid": 1}', logprob=logprob)
+    found = ask(
+        lambda request, _: likely(request["prompt"]) if "prompt" in request else answer,
+        dataclasses.replace(ALONE, top_p=top_p),
+    )
+    assert found[1] is certain
 
 
 @pytest.mark.parametrize(
