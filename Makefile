@@ -103,6 +103,7 @@ types: $(VENV)/.installed-dev
 # Needs uv. One lock for Python 3.11 to 3.13; environment markers choose.
 lock:
 	uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate pyproject.toml -o requirements.txt
+	sed -i '1i # Lock of everything but vLLM, which has an environment of its own: make vllm, requirements-vllm-*.txt.' requirements.txt
 	uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --extra dev pyproject.toml -o requirements-dev.txt
 
 clean:
