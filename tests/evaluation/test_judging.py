@@ -328,6 +328,7 @@ def test_the_commands(tmp_path):
     shared = (
         *("--config", str(ROOT / "configs/policies.yaml"), "--run", str(tmp_path / "run")),
         *("--cohort.patients", "120", "--evaluation.fresh_patients", "60", "--policies.fit_stays", "20"),
+        *("--policies.learn_stays", "40", "--policies.planner_stays", "8"),
         *("--policies.played", "4", "--evaluation.draws", "100", "--clinician.updates", "20", "--fqe.updates", "20"),
         *("--offline_rl.updates", "4", "--offline_rl.reports", "1", "--offline_rl.hidden", "8"),
         *("--offline_rl.seeds", "2", "--planner.horizon", "1", "--evaluation.cohorts", "1"),
