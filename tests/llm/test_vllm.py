@@ -15,7 +15,7 @@ from factories import make_episodes
 from processes import ROOT, finish, start, tiny_inputs
 from vllm_here import ENVIRONMENT, install, make_tiny, only_where_vllm_runs, toy_simulator
 
-from sepsis_jax.agent import loop, server, tools, transcripts, vllm
+from sepsis_jax.agent import loop, probabilities, server, tools, transcripts, vllm
 from sepsis_jax.agent.case import Case
 from sepsis_jax.agent.llm import LLMBackend
 from sepsis_jax.agent.probabilities import Scorer
@@ -94,6 +94,19 @@ def test_the_odds_are_those_of_its_samples(asked, simulator):
         error = np.sqrt((likely * (1 - likely)).sum(0))
         assert (likely[np.arange(number), drawn] > 0).all()
         assert (np.abs(excess.sum(0)) <= 3 * error).all(), excess.sum(0) / error
+
+
+def test_what_the_script_asks_and_keeps(asked, tmp_path):
+    inputs, out = tiny_inputs(tmp_path, 3, 3), tmp_path / "out"
+    words = (*inputs, "--agent.backend=llm", "--llm.model=tiny", f"--llm.base_urls=[{asked.base_urls[0]}]")
+    words += ("--agent.split=all", "--agent.stays=3", "--planner.samples=4", "--planner.horizon=2", f"--out={out}")
+    finish(start("agent_loop.py", *words, "--llm.simulator=false", "--llm.rationale=false", "--probabilities=2"))
+    found = probabilities.read(probabilities.folder_of(out) / probabilities.FILE)
+    told = found["dialogues"] == 2
+    assert told.any() and abs(found["probs"][told].sum(-1) - 1).max() < 1e-5 and (found["se"][told] >= 0).all()
+    assert "AUROC" in finish(start("agent_loop.py", *words, "--questions"))
+    answers = [one["answers"] for one in transcripts.read(tmp_path / "out.questions" / transcripts.FILE)]
+    assert len(answers) == 3 and all(0 < chance < 1 for one in answers for chance in one.values())
 
 
 def test_a_server_that_dies_fails_its_cases_and_a_later_run_mends_them(model, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from processes import finish, start, tiny_inputs
 from vllm_here import ENVIRONMENT, install, make_tiny, only_where_vllm_runs
 
-from sepsis_jax.agent import probabilities, transcripts
+from sepsis_jax.agent import transcripts
 
 ASKED = (
     "--agent.backend=llm",
@@ -43,8 +43,3 @@ def test_the_whole_way_with_a_real_server(tmp_path):
         assert one["failed"] is None and one["decisions"] and one["usage"]["malformed"] == {}
         assert len(one["decisions"]) <= one["usage"]["requests"]
     assert (out / "report.html").is_file()
-    quick = ("--agent.stays=1", "--llm.simulator=false", "--probabilities=1")
-    finish(start("agent_loop.py", *words, *quick))
-    found = probabilities.read(probabilities.folder_of(out) / probabilities.FILE)
-    asked = found["dialogues"] == 1
-    assert asked.any() and abs(found["probs"][asked].sum(-1) - 1).max() < 1e-5 and (found["se"][asked] == 0).all()
