@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sepsis_jax import agent_run, cli, config, files
-from sepsis_jax.agent import dialogues, journal, loop, probabilities, questions, report, transcripts
+from sepsis_jax.agent import dialogues, journal, loop, markdown, probabilities, questions, report, transcripts
 from sepsis_jax.agent.settings import LLMSettings
 from sepsis_jax.agent_run import Run
 from sepsis_jax.errors import InputError
@@ -31,7 +31,7 @@ class Flags:
     Attributes:
       episodes: Episodes store; default RUN/episodes.
       checkpoint: world model; default RUN/world_model.
-      out: folder for transcripts.jsonl and report.html; default RUN/agent.
+      out: folder for transcripts.jsonl, transcripts.md and report.html; default RUN/agent.
       serve: model (a folder, or a name on a hub) that vLLM serves here for as long as the run lasts.
       replicas: servers that share the cases.
       probabilities: dialogues at each recorded decision, to say how likely each action was; 0 treats instead.
@@ -127,6 +127,7 @@ def _write(folder: Path, cases: list[dict[str, Any]], run: Run, flags: Flags) ->
         cli.console.print(cli.table(intrinsic.wide(found), title=title))
     else:
         report.write(folder / report.FILE, cases, run.describe())
+        markdown.write(folder / markdown.FILE, cases)
         cli.console.print(cli.table(transcripts.table(cases), title="Recommendations at the first decision"))
 
 

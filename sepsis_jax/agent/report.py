@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from sepsis_jax import plotting
 from sepsis_jax.agent.prompting import HOURS_PER_STEP
 from sepsis_jax.agent.simulator import ANSWER_FEATURES
+from sepsis_jax.agent.transcripts import ended, recorded
 from sepsis_jax.clinical.features import FEATURES, INDEX, URINE
 
 _PAGES = Environment(loader=PackageLoader("sepsis_jax.agent"), undefined=StrictUndefined, autoescape=True)
 FILE = "report.html"
-_EXITS = ("in the ICU at the end of the record", "died in the ICU", "left the ICU alive")
 
 
 def write(path: Path, transcripts: list[dict[str, Any]], run: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ def write(path: Path, transcripts: list[dict[str, Any]], run: dict[str, Any]) ->
     """
     cases = [_case(one) for one in transcripts]
     page = _PAGES.get_template("report.html.jinja").render(cases=cases, run=run, totals=_totals(transcripts))
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors="replace")  # a model can say half a character
 
 
 def _totals(transcripts: list[dict[str, Any]]) -> dict[str, str]:
@@ -49,18 +49,12 @@ def _totals(transcripts: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _case(one: dict[str, Any]) -> dict[str, Any]:
-    outcome, record = one["outcome"], one["record"]
-    died = {-1: "unknown", 0: "alive", 1: "died"}[record["mortality_90d"]]
-    ended, decisions = _EXITS[outcome["exit"]], one["decisions"]
-    if one["failed"] is not None:
-        ended = f"failed after {len(decisions)} decisions, {one['failed']['kind']}: {one['failed']['detail']}"
-    elif outcome["deviated"]:
-        ended += f"; simulated 90-day mortality {outcome['death_90d']:.0%}"
+    decisions, failed = one["decisions"], one["failed"]
     return {
         "stay_id": one["stay_id"],
         "patient": one["patient"],
-        "ended": ended,
-        "recorded": f"{record['length']} decisions, {_EXITS[record['exit']]}; at 90 days: {died}",
+        "ended": ended(one) + (f": {failed['detail']}" if failed is not None else ""),
+        "recorded": recorded(one),
         "fans": plotting.svg(_fans(one)) if decisions else None,
         "maps": plotting.svg(_maps(decisions[0])) if decisions and decisions[0]["considered"] else None,
         "decisions": [_decision(d) for d in decisions],

@@ -111,6 +111,16 @@ def written(call: Simulate | Prescribe) -> tuple[str, str]:
     return PRESCRIPTION, json.dumps(arguments, separators=(",", ":"))
 
 
+def called(call: dict[str, Any]) -> str:
+    """A call of a dialogue as JSON of `name` and `arguments`, those as the model wrote them; broken ones as text."""
+    name, arguments = call["function"]["name"], call["function"]["arguments"]
+    try:
+        json.loads(arguments)
+    except (ValueError, RecursionError):
+        arguments = json.dumps(arguments)
+    return f'{{"name": {json.dumps(name)}, "arguments": {arguments}}}'
+
+
 def level_pair(action: tuple[int, int]) -> str:
     """'[v,f]'."""
     return f"[{action[0]},{action[1]}]"

@@ -16,6 +16,7 @@ from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.errors import InputError
 
 FILE = "transcripts.jsonl"
+_EXITS = ("in the ICU at the end of the record", "died in the ICU", "left the ICU alive")
 
 
 def transcript(case: Case, episodes: Episodes, row: int, failure: dict[str, str] | None = None) -> dict[str, Any]:
@@ -93,6 +94,22 @@ def failures(transcripts: list[dict[str, Any]]) -> dict[str, list[int]]:
         if one["failed"] is not None:
             found.setdefault(one["failed"]["kind"], []).append(one["stay_id"])
     return found
+
+
+def ended(one: dict[str, Any]) -> str:
+    """How a case ended under the policy, in words of ours; what a failure was in detail is not among them."""
+    outcome, decisions = one["outcome"], one["decisions"]
+    if one["failed"] is not None:
+        return f"failed after {len(decisions)} decisions, {one['failed']['kind']}"
+    text = _EXITS[outcome["exit"]]
+    return text + (f"; simulated 90-day mortality {outcome['death_90d']:.0%}" if outcome["deviated"] else "")
+
+
+def recorded(one: dict[str, Any]) -> str:
+    """How the record of a case ended, in words."""
+    record = one["record"]
+    died = {-1: "unknown", 0: "alive", 1: "died"}[record["mortality_90d"]]
+    return f"{record['length']} decisions, {_EXITS[record['exit']]}; at 90 days: {died}"
 
 
 def _levels(action: list[int] | None) -> str:
