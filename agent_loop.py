@@ -17,7 +17,17 @@ from typing import Any
 import numpy as np
 
 from sepsis_jax import agent_run, cli, config, files
-from sepsis_jax.agent import dialogues, journal, loop, markdown, probabilities, questions, report, transcripts
+from sepsis_jax.agent import (
+    dialogues,
+    journal,
+    loop,
+    markdown,
+    probabilities,
+    published,
+    questions,
+    report,
+    transcripts,
+)
 from sepsis_jax.agent.settings import LLMSettings
 from sepsis_jax.agent_run import Run
 from sepsis_jax.errors import InputError
@@ -37,6 +47,7 @@ class Flags:
       probabilities: dialogues at each recorded decision, to say how likely each action was; 0 treats instead.
       questions: ask two questions about each patient instead.
       dialogues: also write every decision to this file of JSON lines, as a model reads and writes it, to learn from.
+      export: also write results in the layout of the published system to this JSON file.
       allow_remote_endpoint: send credentialed data to an LLM server on another machine. Data use agreements such as
         MIMIC's forbid it unless you have made sure of the contrary.
       resume: go on with an unfinished run of the same settings.
@@ -51,6 +62,7 @@ class Flags:
     probabilities: int = 0
     questions: bool = False
     dialogues: Path | None = None
+    export: Path | None = None
     allow_remote_endpoint: bool = False
     resume: bool = False
     retry_failed: bool = False
@@ -58,8 +70,9 @@ class Flags:
     def __post_init__(self) -> None:
         if self.probabilities < 0:
             raise InputError("--probabilities", expected="0, or a number of dialogues", found=self.probabilities)
-        if sum([self.probabilities > 0, self.questions, self.dialogues is not None]) > 1:
-            flags = "--probabilities, --questions, --dialogues"
+        written = self.dialogues is not None or self.export is not None
+        if sum([self.probabilities > 0, self.questions, written]) > 1:
+            flags = "--probabilities, --questions, --dialogues or --export"
             raise InputError(flags, expected="one of them", found="several", hint="run the script for each")
 
     def folder(self, out: Path) -> Path:
@@ -77,6 +90,8 @@ def main(argv: list[str]) -> None:
         raise InputError("agent", field="backend", expected=expected, found=settings.agent.backend)
     files.check_replaceable(out, transcripts.FILE, "results of this script")
     journal.check_open(out, resume=flags.resume)
+    if flags.export is not None:
+        cli.check_json(flags.export)
     stays, checkpoint = flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint
     run = agent_run.prepare(settings, stays, checkpoint, flags.allow_remote_endpoint)
     who = run.identity(flags.serve) | {"dialogues": flags.probabilities, "questions": flags.questions}
@@ -95,6 +110,10 @@ def main(argv: list[str]) -> None:
     if flags.dialogues is not None:
         number = dialogues.write(flags.dialogues, cases, run.asking(settings.llm), run.bins)
         cli.console.print(f"{number} dialogues: {flags.dialogues}")
+    if flags.export is not None:
+        number = published.write(flags.export, cases, run.episodes)
+        left = f"{len(cases) - number} left out: failed, or of unknown 90-day mortality"
+        cli.console.print(f"{number} cases as the published system writes them ({left}): {flags.export}")
     for kind, failed in transcripts.failures(cases).items():
         cli.console.print(f"Failed, {kind}: {len(failed)} (stays {', '.join(map(str, failed[:10]))})")
     cli.console.print(f"Research software, not for care. Results: {out}")

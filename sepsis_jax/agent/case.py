@@ -35,6 +35,7 @@ class Decision:
       message: number of its observation in the dialogue.
       source: 'record', 'model' or 'truth': which world the observation comes from.
       obs: name -> value (clinical units). measured: names newly measured.
+      ventilated: invasively, at the observation; False also where unknown.
       previous, action: (vasopressor, fluid) levels before and prescribed.
       clinician: levels recorded at this step, None beyond the record. Not comparable once the worlds have parted.
       considered: simulated candidates.
@@ -47,6 +48,7 @@ class Decision:
     source: str
     obs: dict[str, float]
     measured: list[str]
+    ventilated: bool
     previous: tuple[int, int]
     action: tuple[int, int]
     clinician: tuple[int, int] | None
@@ -118,6 +120,7 @@ class Case:
         self._obs = np.zeros_like(self._record.obs[0])
         self._mask = np.zeros_like(self._record.mask[0])
         self._action = np.zeros_like(self._record.action[0])
+        self._ventilated = np.zeros_like(self._record.ventilated[0])
         self._reveal(0)
         self._step, self._seen, self._message = 0, -1, 0
         self._considered: list[Foresight] = []
@@ -190,6 +193,7 @@ class Case:
 
     def _reveal(self, step: int) -> None:
         self._obs[step], self._mask[step] = self._record.obs[0, step], self._record.mask[0, step]
+        self._ventilated[step] = self._record.ventilated[0, step]
 
     async def sample(self, actions: np.ndarray) -> list[Next]:
         """One sampled next state for each of the candidates int8[K,2] at the open decision."""
@@ -231,6 +235,7 @@ class Case:
         last = self._step + 1 == len(self._obs)
         if not last:
             self._obs[self._step + 1], self._mask[self._step + 1] = lived.obs, lived.mask
+            self._ventilated[self._step + 1] = lived.ventilated
         if last or lived.exit != EXIT_TRUNCATED:
             died = 1.0 if lived.exit == EXIT_DEATH else lived.death_90d
             return Outcome(True, True, lived.exit, died)
@@ -246,6 +251,7 @@ class Case:
                 source=self._source,
                 obs=dict(zip(NAMES, obs.tolist(), strict=True)),
                 measured=[name for name, seen in zip(NAMES[:NUM_MASKED], mask, strict=True) if seen],
+                ventilated=bool(self._ventilated[self._step]),
                 previous=self.previous,
                 action=(int(levels[0]), int(levels[1])),
                 clinician=clinician,

@@ -66,12 +66,13 @@ class Next:
     """One step of the world that a deviating case lives in.
 
     Attributes:
-      obs: f32[F] (clinical units). mask: bool[38].
+      obs: f32[F] (clinical units). mask: bool[38]. ventilated: more likely than not.
       exit: 0 in the ICU, 1 died, 2 discharged. death_90d: probability, given all so far.
     """
 
     obs: np.ndarray
     mask: np.ndarray
+    ventilated: bool
     exit: int
     death_90d: float
 
@@ -249,7 +250,8 @@ def _candidates(requests: list[tuple[History, np.ndarray]]) -> np.ndarray:
 
 def _next(lived: Trajectory, at: tuple[int, int, int, int]) -> Next:
     steps = lived.steps
-    return Next(steps.obs[at], steps.mask[at], int(steps.exit[at]), float(lived.death_90d[at[:-1]]))
+    ventilated = bool(steps.vent_prob[at] > 0.5)
+    return Next(steps.obs[at], steps.mask[at], ventilated, int(steps.exit[at]), float(lived.death_90d[at[:-1]]))
 
 
 def _stack(histories: list[History]) -> History:
