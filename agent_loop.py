@@ -32,6 +32,7 @@ from sepsis_jax.agent.settings import LLMSettings
 from sepsis_jax.agent_run import Run
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import intrinsic
+from sepsis_jax.released_run import ReleasedFiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Flags:
 
     Attributes:
       episodes: Episodes store; default RUN/episodes.
+      released_episodes: test episodes of the published system (a pickle) to run over instead; clinicians are then
+        estimated from `episodes` or, where RUN has none, taken as uniform.
+      scaler: their scaler_params_log.json. feature_config: their episode_feature_config.json; default beside it.
       checkpoint: world model; default RUN/world_model.
       out: folder for transcripts.jsonl, transcripts.md and report.html; default RUN/agent.
       serve: model (a folder, or a name on a hub) that vLLM serves here for as long as the run lasts.
@@ -55,6 +59,9 @@ class Flags:
     """
 
     episodes: Path | None = None
+    released_episodes: Path | None = None
+    scaler: Path | None = None
+    feature_config: Path | None = None
     checkpoint: Path | None = None
     out: Path | None = None
     serve: str | None = None
@@ -93,7 +100,10 @@ def main(argv: list[str]) -> None:
     if flags.export is not None:
         cli.check_json(flags.export)
     stays, checkpoint = flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint
-    run = agent_run.prepare(settings, stays, checkpoint, flags.allow_remote_endpoint)
+    released = ReleasedFiles.of(flags.released_episodes, flags.scaler, flags.feature_config)
+    run = agent_run.prepare(settings, stays, checkpoint, flags.allow_remote_endpoint, released)
+    if released is not None:
+        cli.console.print(f"Clinicians: {run.loaded.clinicians}.")
     who = run.identity(flags.serve) | {"dialogues": flags.probabilities, "questions": flags.questions}
     with (
         journal.open_run(out, who, resume=flags.resume, retry_failed=flags.retry_failed) as log,
@@ -107,13 +117,7 @@ def main(argv: list[str]) -> None:
         (folder / journal.RUN).write_text(json.dumps(who))
         _write(folder, cases, run, flags)
     journal.path_of(out).unlink(missing_ok=True)
-    if flags.dialogues is not None:
-        number = dialogues.write(flags.dialogues, cases, run.asking(settings.llm), run.bins)
-        cli.console.print(f"{number} dialogues: {flags.dialogues}")
-    if flags.export is not None:
-        number = published.write(flags.export, cases, run.episodes)
-        left = f"{len(cases) - number} left out: failed, or of unknown 90-day mortality"
-        cli.console.print(f"{number} cases as the published system writes them ({left}): {flags.export}")
+    _write_beside(cases, run, flags)
     for kind, failed in transcripts.failures(cases).items():
         cli.console.print(f"Failed, {kind}: {len(failed)} (stays {', '.join(map(str, failed[:10]))})")
     cli.console.print(f"Research software, not for care. Results: {out}")
@@ -148,6 +152,17 @@ def _write(folder: Path, cases: list[dict[str, Any]], run: Run, flags: Flags) ->
         report.write(folder / report.FILE, cases, run.describe())
         markdown.write(folder / markdown.FILE, cases)
         cli.console.print(cli.table(transcripts.table(cases), title="Recommendations at the first decision"))
+
+
+def _write_beside(cases: list[dict[str, Any]], run: Run, flags: Flags) -> None:
+    """The files that flags ask for, outside the folder of results."""
+    if flags.dialogues is not None:
+        number = dialogues.write(flags.dialogues, cases, run.asking(settings.llm), run.bins)
+        cli.console.print(f"{number} dialogues: {flags.dialogues}")
+    if flags.export is not None:
+        number = published.write(flags.export, cases, run.episodes)
+        left = f"{len(cases) - number} left out: failed, or of unknown 90-day mortality"
+        cli.console.print(f"{number} cases as the published system writes them ({left}): {flags.export}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sepsis_jax import cli, files, pipeline
+from sepsis_jax import cli, files, pipeline, released_run
 from sepsis_jax.agent import llm, loop, server, vllm
 from sepsis_jax.agent.backends import Backend, PlannerBackend
 from sepsis_jax.agent.case import Case
@@ -28,6 +28,7 @@ from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation.oracle import oracle
 from sepsis_jax.pipeline import Loaded
+from sepsis_jax.released_run import ReleasedFiles
 from sepsis_jax.simulation.course import World
 
 _MARGIN = 1.25
@@ -121,6 +122,7 @@ class Run:
             "agent": dataclasses.asdict(config.agent) | {"concurrency": None, "stays": None},
             "planner": dataclasses.asdict(config.planner) | {"block": None},
             "models": pipeline.identity(config, self.checkpoint),
+            "clinicians": self.loaded.clinicians,
         }
         if config.agent.backend == "llm":
             texts = config.llm.prompts and files.digests(config.llm.prompts)
@@ -136,15 +138,27 @@ class Run:
             "Cohort": f"{manifest.source}, {manifest.source_version}",
             "World model": f"{config.world_model.architecture}, hidden {config.world_model.hidden}",
             "Backend": _who(config) + f", {config.planner.samples} samples of {config.planner.horizon} steps of 4 h",
+            "Clinicians": self.loaded.clinicians,
             "Course": config.agent.follow.replace("_", " "),
             "Seed": str(config.agent.seed),
             "Code": f"sepsis_jax {manifest.code_version}",
         }
 
 
-def prepare(config: Config, stays: Path, checkpoint: Path, allow_remote: bool) -> Run:
-    """Read what a run needs. InputError for whatever cannot be read, or has no such stays or truth."""
-    loaded = pipeline.load(config, stays, checkpoint)
+def prepare(
+    config: Config, stays: Path, checkpoint: Path, allow_remote: bool, released: ReleasedFiles | None = None
+) -> Run:
+    """Read what a run needs. InputError for whatever cannot be read, or has no such stays or truth.
+
+    Args:
+      stays: store of the cohort. checkpoint: world model.
+      allow_remote: credentialed data may leave this machine.
+      released: the cohort, instead; from `stays`, clinicians are then estimated.
+    """
+    if released is None:
+        loaded = pipeline.load(config, stays, checkpoint)
+    else:
+        loaded = released_run.load(config, released, stays, checkpoint)
     simulator = BatchedSimulator(
         loaded.world,
         loaded.params,
@@ -162,10 +176,11 @@ def prepare(config: Config, stays: Path, checkpoint: Path, allow_remote: bool) -
 def _truth(config: Config, loaded: Loaded, stays: Path) -> Truth | None:
     if config.agent.follow != "truth":
         return None
-    known = pipeline.open_cohort(stays)[2]
+    source = loaded.manifest.source
+    known = pipeline.open_cohort(stays)[2] if source == "simulator" else None
     if known is None:
-        hint = "follow the record or the model"
-        raise InputError("agent", field="follow", expected="a simulated cohort with its truth", found=stays, hint=hint)
+        expected, hint = "a simulated cohort with its truth", "follow the record or the model"
+        raise InputError("agent", field="follow", expected=expected, found=f"{source} stays without", hint=hint)
     dynamics, params = oracle(known, loaded.episodes, loaded.manifest.action_bins)
     return Truth(World(dynamics, loaded.manifest.action_bins, PUBLISHED), params, jax.random.key(known.seed))
 

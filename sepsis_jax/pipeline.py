@@ -48,7 +48,7 @@ def prepare(config: Config, source: Path | None, out: Path) -> tuple[Episodes, M
         hint = f"cohort.source is '{kind}': name its folder with --source"
         raise InputError(source or "--source", expected="a folder", found="none", hint=hint)
     if kind == "released":
-        episodes, manifest = _prepare_released(source)
+        episodes, manifest = released_cohort(*(source / name for name in RELEASED_FILES))
     else:
         episodes, manifest = {"mimic": _prepare_mimic, "events": _prepare_events}[kind](config, source)
     store.save(out, episodes, manifest)
@@ -99,8 +99,9 @@ def _prepare_events(config: Config, source: Path) -> tuple[Episodes, Manifest]:
     return episodes, Manifest("events", str(source.name), credentialed=True, **built)
 
 
-def _prepare_released(source: Path) -> tuple[Episodes, Manifest]:
-    episodes, scaler = released.load(*(source / name for name in RELEASED_FILES))
+def released_cohort(episodes_file: Path, scaler_file: Path, feature_config: Path) -> tuple[Episodes, Manifest]:
+    """Episodes as released, see `data.released`, and a manifest that calls them credentialed."""
+    episodes, scaler = released.load(episodes_file, scaler_file, feature_config)
     attrition = (("released episodes", episodes.num_stays),)
     manifest = Manifest("released", "arXiv 2605.14723", {}, AI_CLINICIAN_BINS, scaler, attrition, credentialed=True)
     return episodes, manifest
@@ -120,6 +121,7 @@ class Loaded:
       episodes, manifest: the cohort.
       world: world model, bins, reward and the clinician estimate as the policy that continues plans.
       params, policy_params: numbers of the world model and of the clinician estimate (fitted on train).
+      clinicians: where that estimate comes from, in words.
     """
 
     episodes: Episodes
@@ -127,6 +129,7 @@ class Loaded:
     world: World
     params: Any
     policy_params: Any
+    clinicians: str = "estimate from the train split of the cohort"
 
     @property
     def model(self) -> WorldModel:
@@ -161,7 +164,7 @@ def load_model(path: Path, manifest: Manifest, cohort: object) -> tuple[WorldMod
             field="action_bins",
             expected=f"the action bins of {cohort}",
             found="others",
-            hint="train on this cohort with train_wm.py",
+            hint="levels must stand for the same doses, e.g. in a model trained on this cohort with train_wm.py",
         )
     return model, params
 
@@ -169,7 +172,7 @@ def load_model(path: Path, manifest: Manifest, cohort: object) -> tuple[WorldMod
 def open_cohort(path: Path) -> tuple[Episodes, Manifest, Truth | None]:
     """Episodes from a store or from a folder of released files, and their truth where there is one."""
     if all((path / name).is_file() for name in RELEASED_FILES):
-        return *_prepare_released(path), None
+        return *released_cohort(*(path / name for name in RELEASED_FILES)), None
     episodes, manifest = store.load(path)
     known = manifest.source == "simulator" and (path / store.TRUTH).is_dir()
     return episodes, manifest, patient_truth.load(path, episodes) if known else None
