@@ -157,7 +157,7 @@ def _write(folder: Path, cases: list[dict[str, Any]], run: Run, flags: Flags) ->
 def _write_beside(cases: list[dict[str, Any]], run: Run, flags: Flags) -> None:
     """The files that flags ask for, outside the folder of results."""
     if flags.dialogues is not None:
-        number = dialogues.write(flags.dialogues, cases, run.asking(settings.llm), run.bins)
+        number = dialogues.write(flags.dialogues, cases, run.asking(run.config.llm), run.bins)
         cli.console.print(f"{number} dialogues: {flags.dialogues}")
     if flags.export is not None:
         number = published.write(flags.export, cases, run.episodes)

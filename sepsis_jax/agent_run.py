@@ -133,10 +133,10 @@ class Run:
 
     def describe(self) -> dict[str, str]:
         """Facts of the run for the top of its report."""
-        config, manifest = self.config, self.loaded.manifest
+        config, manifest, model = self.config, self.loaded.manifest, self.loaded.model
         return {
             "Cohort": f"{manifest.source}, {manifest.source_version}",
-            "World model": f"{config.world_model.architecture}, hidden {config.world_model.hidden}",
+            "World model": f"{model.architecture}, hidden {model.hidden}",
             "Backend": _who(config) + f", {config.planner.samples} samples of {config.planner.horizon} steps of 4 h",
             "Clinicians": self.loaded.clinicians,
             "Course": config.agent.follow.replace("_", " "),

@@ -131,7 +131,7 @@ def test_levels_must_stand_for_the_same_doses(inputs, tmp_path):
         (("--feature-config=x.json",), "--feature_config: expected --released_episodes"),
         (("--released_episodes=x.pkl", "--scaler=nowhere.json"), "nowhere.json: expected a file, found none"),
         (("--export=.",), "expected a file, found a folder"),
-        (("--export=x.json", "--probabilities=2"), "--export: expected no --probabilities"),
+        (("--export=x.json", "--probabilities=2"), "--dialogues or --export: expected one of them"),
     ],
 )
 def test_bad_flags(tmp_path, monkeypatch, words, said):
