@@ -46,6 +46,9 @@ def model_of(case):
 
 
 class Clinicians:
+    async def close(self):
+        pass
+
     async def decide(self, case):
         row = list(EPISODES.stay_id).index(case.stay_id)
         await case.prescribe(tuple(int(level) for level in EPISODES.action[row, len(case.decisions)]))
@@ -80,6 +83,9 @@ class Intubating(ToyDynamics):
 
 def test_ventilation_is_recorded_and_from_the_deviation_on_simulated():
     class Other:
+        async def close(self):
+            pass
+
         async def decide(self, case):
             recorded = tuple(int(level) for level in EPISODES.action[0, len(case.decisions)])
             await case.prescribe(recorded if len(case.decisions) < 1 else (recorded[0], (recorded[1] + 1) % 5))
