@@ -308,4 +308,5 @@ def inquiry(
         seed=seed,
         folder=config.run / "policies" / "kept",
         depends=depends,
+        held_out=settings.held_out and identity(config, settings.held_out),
     )

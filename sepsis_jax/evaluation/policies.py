@@ -43,6 +43,7 @@ class Inquiry:
       tested, fitted: see `off_policy.Evidence`. scaler, bins, reward: of the cohort.
       settings, fqe: see there. draws, seed: of the bootstrap; the seed also fits the values.
       folder: where finished parts are kept. depends: plain types that tell this cohort and these policies from others.
+      held_out: plain types that tell the held-out world model from others.
     """
 
     everyone: Mapping[str, Contender]
@@ -59,6 +60,7 @@ class Inquiry:
     seed: int
     folder: Path
     depends: Any
+    held_out: Any = None
 
     def decisions(self) -> dict[str, Decisions]:
         """What everyone, clinicians first, would do at the recorded decisions, not softened."""
@@ -92,6 +94,7 @@ class Inquiry:
             if name in one.stages and not (share and one.stages != STAGES)  # a course that was lived cannot be softened
         }
         depends = [self.depends, share, name, dataclasses.asdict(self.reward)]
+        depends += [self.held_out] if name == HELD_OUT else []
         return contenders.play_all({CLINICIANS: clinicians, **mixed}, self.tested, stage, self.folder / name, depends)
 
 
