@@ -99,15 +99,16 @@ def main(argv: list[str]) -> None:
     journal.check_open(out, resume=flags.resume)
     if flags.export is not None:
         cli.check_json(flags.export)
+    serving = agent_run.own_server(settings, flags.serve, flags.replicas)
     stays, checkpoint = flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint
     released = ReleasedFiles.of(flags.released_episodes, flags.scaler, flags.feature_config)
     run = agent_run.prepare(settings, stays, checkpoint, flags.allow_remote_endpoint, released)
     if released is not None:
         cli.console.print(f"Clinicians: {run.loaded.clinicians}.")
-    who = run.identity(flags.serve) | {"dialogues": flags.probabilities, "questions": flags.questions}
+    who = run.identity(serving) | {"dialogues": flags.probabilities, "questions": flags.questions}
     with (
         journal.open_run(out, who, resume=flags.resume, retry_failed=flags.retry_failed) as log,
-        run.served(flags.serve, flags.replicas, out.with_name(f"{out.name}.server")) as asked,
+        run.served(serving, out.with_name(f"{out.name}.server")) as asked,
     ):
         open_rows = [row for row in run.rows if int(run.episodes.stay_id[row]) not in log.done]
         _work(run, flags, asked, open_rows, log.add)

@@ -24,7 +24,7 @@ from sepsis_jax.agent import loop
 from sepsis_jax.agent.case import Case
 from sepsis_jax.agent.settings import LLMSettings
 from sepsis_jax.agent.simulator import BatchedSimulator
-from sepsis_jax.agent.vllm import MOST
+from sepsis_jax.agent.vllm import MOST, Serving
 from sepsis_jax.agent_run import Run
 
 OPEN = (1, 8, 32)
@@ -51,7 +51,7 @@ def main(
         pipeline.prepare(options, None, Path(folder) / "episodes")
         run = agent_run.prepare(options, Path(folder) / "episodes", checkpoints.CARRY, allow_remote=False)
         numbers = _batched(run, turns)
-        with run.served(str(model), 1, Path(folder) / "server") as asked:
+        with run.served(Serving.of(options.llm, str(model), 1), Path(folder) / "server") as asked:
             _play(run, asked, 1, 1)  # every program is compiled
             for number in OPEN:
                 numbers |= _throughput(run, asked, number, stays)

@@ -14,13 +14,14 @@ import jax
 import numpy as np
 
 from sepsis_jax import cli, files, pipeline, released_run
-from sepsis_jax.agent import llm, loop, server, vllm
+from sepsis_jax.agent import llm, loop, server
 from sepsis_jax.agent.backends import Backend, PlannerBackend
 from sepsis_jax.agent.case import Case
 from sepsis_jax.agent.llm import LLMBackend
 from sepsis_jax.agent.prompting import Prompts
 from sepsis_jax.agent.settings import LLMSettings
 from sepsis_jax.agent.simulator import BatchedSimulator, Truth
+from sepsis_jax.agent.vllm import MOST, Serving
 from sepsis_jax.clinical.actions import ActionBins
 from sepsis_jax.clinical.reward import PUBLISHED
 from sepsis_jax.config import Config
@@ -33,6 +34,15 @@ from sepsis_jax.simulation.course import World
 
 _MARGIN = 1.25
 """Of the longest recorded history: a course that leaves the record may measure more."""
+
+
+def own_server(config: Config, model: str | None, replicas: int) -> Serving | None:
+    """Servers of one's own for `model`, if it names one. InputError where nobody would ask them, or see `Serving.of`."""
+    if model is None:
+        return None
+    if config.agent.backend != "llm":
+        raise InputError("--serve", expected="agent.backend llm", found=f"agent.backend {config.agent.backend}")
+    return Serving.of(config.llm, model, replicas)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,27 +86,24 @@ class Run:
         return self.asking(settings)
 
     @contextlib.contextmanager
-    def served(self, model: str | None, replicas: int, logs: Path) -> Iterator[LLMSettings]:
-        """How the model is asked; as long as the block lasts, by servers of one's own if `model` names one.
+    def served(self, serving: Serving | None, logs: Path) -> Iterator[LLMSettings]:
+        """How the model is asked; as long as the block lasts, by servers of one's own if there are to be any.
 
         Raises:
           InputError: the server does not start; a server elsewhere is named for a private cohort.
         """
         config, settings = self.config, self.config.llm
-        if model is None:
+        if serving is None:
             if self.private and config.agent.backend == "llm":
                 llm.check_local(settings)
             yield settings
             return
-        if config.agent.backend != "llm":
-            raise InputError("--serve", expected="agent.backend llm", found=f"agent.backend {config.agent.backend}")
-        serving = vllm.Serving.of(settings, model, replicas)
         length = settings.max_model_len or self._longest(serving)
-        cli.console.print(f"Serving {model} with a context of {length} tokens; its log: {logs}")
-        with server.serving(serving.command(length), logs, replicas=replicas) as urls:
+        cli.console.print(f"Serving {serving.model} with a context of {length} tokens; its log: {logs}")
+        with server.serving(serving.command(length), logs, replicas=serving.replicas) as urls:
             yield dataclasses.replace(settings, base_urls=tuple(urls))
 
-    def _longest(self, serving: vllm.Serving) -> int:
+    def _longest(self, serving: Serving) -> int:
         """Tokens of the longest dialogue to expect, at most what the model reads; says so if that is not enough."""
         settings, episodes, asking = self.config.llm, self.episodes, self.asking(self.config.llm)
         measured = np.asarray(episodes.mask)[self.rows].sum(axis=(1, 2))
@@ -104,7 +111,7 @@ class Run:
         last, most = int(episodes.length[row]) - 1, episodes.obs.shape[1]
         case = Case(episodes, row, self.simulator, self.bins, "model", self.prompts, at=last)
         case.observe()
-        answer = asyncio.run(asking.simulated(case, vllm.MOST))
+        answer = asyncio.run(asking.simulated(case, MOST))
         history, one, model_limit = serving.count(asking.context(case), asking.tools, answer)
         talk = settings.simulations * (one + settings.max_tokens) + settings.max_tokens
         decisions = most if settings.context == "episode" else 1
@@ -114,7 +121,7 @@ class Run:
             cli.console.print(text)
         return min(wanted, model_limit)
 
-    def identity(self, model: str | None) -> dict[str, Any]:
+    def identity(self, serving: Serving | None) -> dict[str, Any]:
         """Whatever changes what the cases say; how fast and from where they are asked does not."""
         config = self.config
         told: dict[str, Any] = {
@@ -128,7 +135,8 @@ class Run:
             texts = config.llm.prompts and files.digests(config.llm.prompts)
             asked = {"base_urls": None, "timeout_s": None, "retries": None, "vllm": None, "prompts": texts}
             told["llm"] = dataclasses.asdict(config.llm) | asked
-            told["served"] = files.digests(Path(model)) if model and Path(model).is_dir() else model
+            folder = serving and Path(serving.model)
+            told["served"] = files.digests(folder) if folder and folder.is_dir() else serving and serving.model
         return told
 
     def describe(self) -> dict[str, str]:
