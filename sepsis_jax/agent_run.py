@@ -37,7 +37,7 @@ _MARGIN = 1.25
 
 
 def own_server(config: Config, model: str | None, replicas: int) -> Serving | None:
-    """Servers of one's own for `model`, if it names one. InputError where nobody would ask them, or see `Serving.of`."""
+    """Servers of one's own for `model`, if it names one. InputError where nobody would ask them; see `Serving.of`."""
     if model is None:
         return None
     if config.agent.backend != "llm":
