@@ -23,7 +23,7 @@ from sepsis_jax.agent.prompting import package_prompts
 from sepsis_jax.agent.settings import AgentSettings, LLMSettings
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, only_where_vllm_runs]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200), only_where_vllm_runs]
 SETTINGS = LLMSettings(model="tiny", rationale=False, retries=1, vllm=ENVIRONMENT)
 EPISODES = make_episodes(16, 24, seed=2)
 SIMULATOR = toy_simulator()

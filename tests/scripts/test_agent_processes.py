@@ -34,6 +34,7 @@ def written(out):
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(1500)  # two reports of 200 cases, whose figures take longer than the cases
 def test_a_run_killed_three_times_equals_an_unbroken_one(inputs, tmp_path):
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     for kills in range(3):
