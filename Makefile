@@ -66,13 +66,13 @@ runs/demo_llm/episodes/manifest.json: $(VENV)/.installed
 	$(BIN)/python prepare_data.py --config configs/demo_llm.yaml
 
 # A tiny Qwen3 learns from what the planner says about train patients how tools are called.
-runs/demo_llm/tiny/config.json: vllm
+runs/demo_llm/tiny/config.json: | vllm
 	$(MAKE) runs/demo_llm/episodes/manifest.json
 	$(BIN)/python agent_loop.py $(LLM) --agent.split train --agent.stays 40 --agent.concurrency 40 \
 		--out runs/demo_llm/planner --dialogues runs/demo_llm/dialogues.jsonl
 	$(VLLM)/bin/python llm/tiny_qwen3.py --dialogues runs/demo_llm/dialogues.jsonl --steps 150 --out runs/demo_llm/tiny
 
-runs/demo_llm/smollm2/config.json: vllm
+runs/demo_llm/smollm2/config.json: | vllm
 	$(MAKE) runs/demo_llm/episodes/manifest.json
 	$(VLLM)/bin/python llm/smollm2.py --out runs/demo_llm/smollm2
 

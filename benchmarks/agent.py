@@ -85,19 +85,18 @@ def _throughput(run: Run, asked: LLMSettings, number: int, stays: int) -> dict[s
 
 
 def _contexts(run: Run, asked: LLMSettings) -> dict[str, float]:
-    tokens, seconds = {}, {}
+    tokens = {}
     for context in ("step", "episode"):
         # Long cases do not fit where a dialogue grows, so that both take the same short ones.
         short = [row for row in run.rows if run.episodes.length[row] <= 8][:8]
         settings: Any = dataclasses.replace(asked, context=context)
         some = dataclasses.replace(run, rows=np.array(short))
         some = dataclasses.replace(some, config=_following_the_record(run))
-        cases, seconds[context] = _play(some, settings, 8, 8)
+        cases, _ = _play(some, settings, 8, 8)
         used = [one["usage"]["prompt_tokens"] + one["usage"]["completion_tokens"] for one in cases]
         tokens[context] = sum(used) / max(1, sum(len(one["decisions"]) for one in cases))
     return {
         "step_vs_episode_tokens": tokens["step"] / tokens["episode"],
-        "step_vs_episode_seconds": seconds["step"] / seconds["episode"],
         "tokens_per_decision_step": tokens["step"],
         "tokens_per_decision_episode": tokens["episode"],
     }

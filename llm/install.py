@@ -36,6 +36,8 @@ def main(argv: list[str]) -> int:
     if marker.is_file() and marker.read_text() == wanted:
         print(f"{given.folder}: vLLM for {device} is there")
         return 0
+    if given.folder.exists() and any(given.folder.iterdir()) and not (given.folder / "pyvenv.cfg").is_file():
+        return _refuse(f"{given.folder}: expected a new folder or a virtual environment, found other files")
     print(f"vLLM for {device} ({why}), from {lock.name} into {given.folder}: some minutes, once", flush=True)
     venv.create(given.folder, clear=True, with_pip=True)
     python = given.folder / "bin" / "python"

@@ -58,6 +58,8 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
+        if kind is not None and not self.done:  # nothing to go on with, and nothing that may stand in the way
+            self._path.unlink(missing_ok=True)
 
 
 def check_open(out: Path, *, resume: bool) -> None:

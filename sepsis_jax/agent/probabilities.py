@@ -76,6 +76,8 @@ class Scorer:
         digits = await self._digit_tokens(case)
         # The level that is written first, then the other one given each value of the first.
         (first, i), (_, j) = sorted(places.items(), key=lambda item: item[1])
+        if not {tokens[i], tokens[j]} <= set(digits):
+            raise Failed("no log-probabilities", "a level is another token alone than in a call")
         likely = await self._level(case, [tokens[:i]])
         given = await self._level(case, [[*tokens[:i], digit, *tokens[i + 1 : j]] for digit in digits])
         joint = likely.T * given

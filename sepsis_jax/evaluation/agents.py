@@ -28,13 +28,11 @@ class Answers:
 
     Attributes:
       probs: f32[N,T,25] at the recorded decisions of the stays stay_id i64[N], ascending; zeros at padding.
-      error: f32[N,T,25] its Monte Carlo standard error, NaN where unknown.
       given: stay_id -> int[L] actions prescribed in the patient simulator; None if it was not played there.
     """
 
     stay_id: np.ndarray
     probs: np.ndarray
-    error: np.ndarray
     given: Mapping[int, np.ndarray] | None
 
     @property
@@ -78,12 +76,18 @@ def read(folder: Path) -> Answers:
     found = probabilities.read(probabilities.folder_of(folder) / probabilities.FILE)
     order = np.argsort(found["stay_id"])
     given = _given(folder)
-    return Answers(found["stay_id"][order], found["probs"][order], found["se"][order], given)
+    return Answers(found["stay_id"][order], found["probs"][order], given)
 
 
 def _given(folder: Path) -> dict[int, np.ndarray] | None:
     file = folder / journal.RUN
-    if not file.is_file() or json.loads(file.read_text())["agent"]["follow"] != "truth":
+    if not file.is_file():
+        return None
+    try:
+        follow = json.loads(file.read_text())["agent"]["follow"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(file, expected="the settings of a run", found=repr(error)[:80]) from error
+    if follow != "truth":
         return None
     cases = transcripts.read(folder / transcripts.FILE)
     return {

@@ -75,3 +75,14 @@ def test_failed_cases_are_open_again(tmp_path):
     (out / journal.RUN).write_text(json.dumps(WHO))
     with begin(out, retry_failed=True) as log:
         assert set(log.done) == {1}
+
+
+def test_a_run_that_ends_before_its_first_case_leaves_nothing_in_the_way(tmp_path):
+    """As when its server does not start."""
+    with pytest.raises(RuntimeError), journal.open_run(tmp_path / "out", {}, resume=False, retry_failed=False):
+        raise RuntimeError
+    assert not journal.path_of(tmp_path / "out").exists()
+    with pytest.raises(RuntimeError), journal.open_run(tmp_path / "out", {}, resume=False, retry_failed=False) as log:
+        log.add({"stay_id": 1, "failed": None})
+        raise RuntimeError
+    assert journal.path_of(tmp_path / "out").exists()
