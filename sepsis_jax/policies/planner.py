@@ -141,10 +141,11 @@ def best(value: np.ndarray, allowed: np.ndarray, *, shield: bool) -> np.ndarray:
 
 def keeps_guideline(histories: History) -> np.ndarray:
     """bool[B,25]: which actions break neither G1 nor G2 at the decision of each history."""
-    last = np.asarray(histories.length) - 1
-    rows = np.arange(last.size)
+    number = len(histories.length)
+    rows = np.minimum(np.arange(1 << (number - 1).bit_length()), number - 1)  # few shapes: each compiles anew
+    last = np.asarray(histories.length)[rows] - 1
     given = np.asarray(histories.action)[rows, np.maximum(last - 1, 0)]
-    previous = np.where(last[:, None] > 0, given, histories.prior_action)[:, 0]
+    previous = np.where(last[:, None] > 0, given, np.asarray(histories.prior_action)[rows])[:, 0]
     doses = np.zeros((len(ALL_ACTIONS), 2))  # G1 and G2 look at levels alone
     steps = guidelines.every_action(np.asarray(histories.obs)[rows, last], previous, doses, np.ones(last.size, bool))
-    return ~np.asarray(guidelines.check(steps)["guideline"].violated)
+    return ~np.asarray(guidelines.check(steps)["guideline"].violated)[:number]
