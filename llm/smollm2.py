@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from keep import keep
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 HERE = Path(__file__).resolve().parent
@@ -52,8 +53,7 @@ def unpack(weights: Path, out: Path) -> None:
     tokenizer.eos_token, tokenizer.pad_token = tokenizer.convert_ids_to_tokens([END, PAD])
     model.generation_config.eos_token_id = model.config.eos_token_id = END
     model.generation_config.pad_token_id = model.config.pad_token_id = PAD
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    keep(model, tokenizer, out)
 
 
 if __name__ == "__main__":

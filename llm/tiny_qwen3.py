@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from keep import keep
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -46,8 +47,7 @@ def main(argv: list[str]) -> int:
     print(f"{sum(p.numel() for p in model.parameters()):,} weights, {len(dialogues)} dialogues", flush=True)
     if given.steps:
         train(model, tokenizer, dialogues, given.steps, given.seed)
-    model.save_pretrained(given.out)
-    tokenizer.save_pretrained(given.out)
+    keep(model, tokenizer, given.out)
     return 0
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sepsis_jax.agent.backends import Backend, Failed
 from sepsis_jax.agent.case import Case
 from sepsis_jax.agent.prompting import Prompts
 from sepsis_jax.agent.settings import AgentSettings
+from sepsis_jax.agent.side_by_side import side_by_side
 from sepsis_jax.agent.simulator import BatchedSimulator
 from sepsis_jax.agent.transcripts import transcript
 from sepsis_jax.clinical.actions import ActionBins
@@ -46,54 +44,15 @@ def run(
     A case that fails ends there, as failed; the others go on. `prompts` as in `Case`; `finished` is called with every
     transcript as soon as it is there.
     """
-    columns = (
-        TextColumn("cases"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[pace]}"),
-    )
-    pace = _Pace()
 
-    async def one(row: int, open_cases: asyncio.Semaphore, progress: Progress, task: Any) -> dict[str, Any]:
-        async with open_cases:
-            case, failure = Case(episodes, row, simulator, bins, settings.follow, prompts), None
-            try:
-                while not case.outcome.closed:
-                    case.observe()
-                    await backend.decide(case)
-            except Failed as error:
-                failure = {"kind": error.kind, "detail": error.detail}
-            done = transcript(case, episodes, row, failure)
-            if finished is not None:
-                finished(done)
-            progress.update(task, advance=1, pace=pace.of(done))
-            return done
-
-    async def everyone() -> list[dict[str, Any]]:
-        open_cases = asyncio.Semaphore(settings.concurrency)
+    async def lived(row: int) -> dict[str, Any]:
+        case, failure = Case(episodes, row, simulator, bins, settings.follow, prompts), None
         try:
-            with Progress(*columns, transient=True) as progress:
-                task = progress.add_task("cases", total=len(rows), pace="")
-                return await asyncio.gather(*(one(int(row), open_cases, progress, task) for row in rows))
-        finally:
-            await backend.close()
+            while not case.outcome.closed:
+                case.observe()
+                await backend.decide(case)
+        except Failed as error:
+            failure = {"kind": error.kind, "detail": error.detail}
+        return transcript(case, episodes, row, failure)
 
-    return asyncio.run(everyone())
-
-
-class _Pace:
-    """What stands beside the progress bar: cases a minute, tokens a second, failures."""
-
-    def __init__(self) -> None:
-        self._began, self._cases, self._tokens, self._failed = time.monotonic(), 0, 0, 0
-
-    def of(self, done: dict[str, Any]) -> str:
-        self._cases += 1
-        self._tokens += done["usage"]["prompt_tokens"] + done["usage"]["completion_tokens"]
-        self._failed += done["failed"] is not None
-        seconds = max(time.monotonic() - self._began, 1e-3)
-        text = f"{60 * self._cases / seconds:.3g} cases/min"
-        if self._tokens:
-            text += f", {self._tokens / seconds:.3g} tokens/s"
-        return text + (f", {self._failed} failed" if self._failed else "")
+    return side_by_side(rows, lived, finished or (lambda done: None), at_once=settings.concurrency, close=backend.close)
