@@ -12,14 +12,17 @@ SLOW := XLA_FLAGS=--xla_backend_optimization_level=1 $(PYTEST)
 
 # The environment that serves language models, see docs/agent.md; TORCH_CPU_INDEX names an index with PyTorch for the CPU.
 VLLM := .venv-vllm
+# The one that trains them, see docs/curriculum.md.
+TRAIN := .venv-train
 DEVICE ?=
 MODEL ?= tiny
 
-.PHONY: help demo vllm demo-llm checkpoints test test-slow test-all lint types lock clean
+.PHONY: help demo vllm llm-train demo-llm checkpoints test test-slow test-all lint types lock clean
 
 help:
 	@echo "make demo      set up, then the whole way on the embedded cohort: data, world model, agent, evaluation"
 	@echo "make vllm      sets up vLLM beside it, for what this machine has (DEVICE=cpu, cuda or tpu says otherwise)"
+	@echo "make llm-train sets up what trains language models, in an environment of its own too"
 	@echo "make demo-llm  makes a tiny language model, serves it and lets it decide (MODEL=smollm2: a small real one)"
 	@echo "make test      set up, then the fast tests"
 	@echo "make test-slow the slow tests, with PyTorch        make test-all  every test"
@@ -54,7 +57,10 @@ demo: $(VENV)/.installed
 	wait $$!; evaluation=$$?; cat runs/demo/evaluation.txt; exit $$((agent + evaluation))
 
 vllm:
-	@$(PYTHON) llm/install.py $(VLLM) $(if $(DEVICE),--device $(DEVICE))
+	@$(PYTHON) llm/install.py vllm $(VLLM) $(if $(DEVICE),--device $(DEVICE))
+
+llm-train:
+	@$(PYTHON) llm/install.py train $(TRAIN) $(if $(DEVICE),--device $(DEVICE))
 
 LLM := --config configs/demo_llm.yaml --checkpoint sepsis_jax/checkpoints/carry
 OF_SMOLLM2 := --llm.tool_choice required --llm.simulations 1
@@ -105,6 +111,12 @@ lock:
 	uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate pyproject.toml -o requirements.txt
 	sed -i '1i # Lock of everything but vLLM, which has an environment of its own: make vllm, requirements-vllm-*.txt.' requirements.txt
 	uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --extra dev pyproject.toml -o requirements-dev.txt
+	# What trains has this project beside it, and the PyTorch and transformers of vLLM, which reads what it writes.
+	grep -E '^(torch|transformers|tokenizers)==' requirements-vllm-cpu.txt > .train-pins.txt
+	uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --extra train -c requirements.txt -c .train-pins.txt \
+		pyproject.toml -o requirements-train-cuda.txt
+	grep -vE '^(nvidia-|cuda-|triton==)' requirements-train-cuda.txt > requirements-train-cpu.txt
+	rm .train-pins.txt
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

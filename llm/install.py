@@ -1,7 +1,8 @@
-"""Build the environment that serves language models: `make vllm`, or `python llm/install.py [--device cpu] FOLDER`.
+"""Build an environment for language models: `make vllm`, which serves them, or `make llm-train`, which trains them.
 
-vLLM's pins of PyTorch and JAX's pins for accelerators do not mix, so it lives in an environment of its own, from a lock
-of its own for each kind of machine (requirements-vllm-*.txt). Standard library only.
+By hand `python llm/install.py vllm FOLDER [--device cpu]`. vLLM's pins of PyTorch, those of what trains and JAX's for
+accelerators do not mix, so each has an environment of its own, from a lock of its own for each kind of machine
+(requirements-vllm-*.txt, requirements-train-*.txt). Standard library only.
 """
 
 from __future__ import annotations
@@ -16,29 +17,33 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICES = ("cpu", "cuda", "tpu")
+WHAT = {"vllm": "vLLM", "train": "What trains"}
 INDEX = "TORCH_CPU_INDEX"
 """Environment variable: package index of PyTorch's builds for the CPU."""
 
 
 def main(argv: list[str]) -> int:
     """Exit status: 0, or 2 with a line that says what is wrong."""
-    parser = argparse.ArgumentParser(description="Build the environment that serves language models.")
+    parser = argparse.ArgumentParser(description="Build an environment for language models.")
+    parser.add_argument("what", choices=list(WHAT))
     parser.add_argument("folder", type=Path, help="of the environment")
     parser.add_argument("--device", choices=DEVICES, help="default: what this machine has")
     given = parser.parse_args(argv)
     device, why = (given.device, "asked for") if given.device else detect()
-    lock = ROOT / f"requirements-vllm-{device}.txt"
-    if sys.platform != "linux":
+    lock, what = ROOT / f"requirements-{given.what}-{device}.txt", WHAT[given.what]
+    if not lock.is_file():
+        return _refuse(f"{what}: expected a machine with one of {_devices(given.what)}, found {device}")
+    if sys.platform != "linux" and given.what == "vllm":
         return _refuse(f"vLLM runs on Linux, found {sys.platform}; name a server elsewhere with --llm.base_urls")
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         return _refuse(f"expected Python 3.11 to 3.13, found {sys.version.split()[0]}; set PYTHON=...")
     marker, wanted = given.folder / "sepsis_jax.txt", f"{device}\n{lock.read_text()}"
     if marker.is_file() and marker.read_text() == wanted:
-        print(f"{given.folder}: vLLM for {device} is there")
+        print(f"{given.folder}: {what} for {device} is there")
         return 0
     if given.folder.exists() and any(given.folder.iterdir()) and not (given.folder / "pyvenv.cfg").is_file():
         return _refuse(f"{given.folder}: expected a new folder or a virtual environment, found other files")
-    print(f"vLLM for {device} ({why}), from {lock.name} into {given.folder}: some minutes, once", flush=True)
+    print(f"{what} for {device} ({why}), from {lock.name} into {given.folder}: some minutes, once", flush=True)
     venv.create(given.folder, clear=True, with_pip=True)
     python = given.folder / "bin" / "python"
     pip = [str(python), "-m", "pip", "install", "-q", "--no-deps", "-r", str(lock)]
@@ -46,6 +51,8 @@ def main(argv: list[str]) -> int:
         pip += ["--extra-index-url", os.environ[INDEX]]
     if subprocess.run(pip, check=False).returncode:
         return _refuse(f"{lock.name} could not be installed; pip said why above")
+    if given.what == "train":  # it runs this project's own code
+        subprocess.run([*pip[:5], "--no-deps", "-e", str(ROOT)], check=True)
     _say_which_torch(python, device)
     marker.write_text(wanted)
     return 0
@@ -61,6 +68,10 @@ def detect() -> tuple[str, str]:
     if Path("/dev/accel0").exists() or "TPU_WORKER_ID" in os.environ:
         return "tpu", "a TPU is attached"
     return "cpu", "neither an NVIDIA GPU nor a TPU was found"
+
+
+def _devices(what: str) -> str:
+    return ", ".join(device for device in DEVICES if (ROOT / f"requirements-{what}-{device}.txt").is_file())
 
 
 def _say_which_torch(python: Path, device: str) -> None:

@@ -82,7 +82,9 @@ def test_the_odds_are_those_of_its_samples(asked, simulator):
             call = case.messages[-1]["tool_calls"][0]["function"]
             return probs, tools.read("", [(call["name"], call["arguments"])], simulator=False).action
 
-        return await asyncio.gather(*(one(draw) for draw in range(number)))
+        said = await asyncio.gather(*(one(draw) for draw in range(number)))
+        await scorer.close()
+        return said
 
     found = asyncio.run(ask())
     probs, (vasopressor, fluid) = np.array([one.reshape(5, 5) for one, _ in found]), np.array([a for _, a in found]).T

@@ -28,7 +28,7 @@ only_where_vllm_runs = pytest.mark.skipif(CANNOT, reason="vLLM's build for the C
 
 def install() -> None:
     """About two minutes, once."""
-    command = [sys.executable, "llm/install.py", str(ENVIRONMENT)]
+    command = [sys.executable, "llm/install.py", "vllm", str(ENVIRONMENT)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=580)
 
 
