@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from jsonargparse import ArgumentParser, Namespace
 
 from sepsis_jax.agent.settings import AgentSettings, LLMSettings
+from sepsis_jax.curriculum.settings import CurriculumSettings
 from sepsis_jax.data.builder import BuildSettings
 from sepsis_jax.data.mimic import MimicSettings
 from sepsis_jax.dynamics.patient.parameters import Knobs
@@ -66,6 +67,7 @@ class Config:
       policies: who stands in the policy table, and how policies are judged.
       offline_rl: the policies that learn from recorded decisions.
       fqe: the values behind FQE and the doubly robust estimates.
+      curriculum: how a language model is taught.
     """
 
     run: Path = Path("runs/demo")
@@ -81,6 +83,7 @@ class Config:
     policies: PolicySettings = PolicySettings()
     offline_rl: OfflineSettings = OfflineSettings()
     fqe: FQESettings = FQESettings()
+    curriculum: CurriculumSettings = CurriculumSettings()
 
     @property
     def episodes(self) -> Path:

@@ -6,9 +6,9 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Fast tests compile much and compute little: without optimisation they take half the time, with the older way to fuse
 # loops a third less again. XLA_FLAGS has the last word.
-_QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count=8 {_QUICK_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    + os.environ.get("XLA_FLAGS", "")
 )
 
 import hypothesis

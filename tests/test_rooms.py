@@ -10,7 +10,18 @@ import pytest
 import sepsis_jax
 
 PACKAGE = Path(sepsis_jax.__file__).parent
-ROOMS = ("clinical", "data", "dynamics", "plotting", "simulation", "policies", "ope", "agent", "evaluation")
+ROOMS = (
+    "clinical",
+    "data",
+    "dynamics",
+    "plotting",
+    "simulation",
+    "policies",
+    "ope",
+    "agent",
+    "curriculum",
+    "evaluation",
+)
 FREE = ("errors", "files", "cli", "checkpoints")  # for every room
 TOP = ("config", "pipeline", "released_run", "agent_run", "__init__")  # may see every room; no room may see them
 MODULES = sorted(PACKAGE.rglob("*.py"))

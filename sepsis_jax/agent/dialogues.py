@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sepsis_jax import files
-from sepsis_jax.agent.llm import LLMBackend, decision_dialogue
+from sepsis_jax.agent.conversation import Conversation, decision_dialogue
 from sepsis_jax.agent.tools import Message
 from sepsis_jax.clinical.actions import ActionBins
 
 
-def write(path: Path, cases: Iterable[dict[str, Any]], asking: LLMBackend, bins: ActionBins) -> int:
+def write(path: Path, cases: Iterable[dict[str, Any]], asking: Conversation, bins: ActionBins) -> int:
     """JSON lines of `messages` and `tools`, one a decision, in the chat completions format.
 
     Args:
@@ -26,13 +26,14 @@ def write(path: Path, cases: Iterable[dict[str, Any]], asking: LLMBackend, bins:
     lines = [
         json.dumps({"stay_id": one["stay_id"], "messages": messages, "tools": asking.tools})
         for one in cases
-        for messages in _decisions(system, one, asking.rationale)
+        for messages in decisions(system, one, asking.rationale)
     ]
     files.write(path, "".join(f"{line}\n" for line in lines).encode())
     return len(lines)
 
 
-def _decisions(system: Message, one: dict[str, Any], rationale: bool) -> Iterator[list[Message]]:
+def decisions(system: Message, one: dict[str, Any], rationale: bool) -> Iterator[list[Message]]:
+    """Each finished decision of a transcript as a dialogue of its own, with its reasons or without."""
     messages, starts = one["messages"], [decision["message"] for decision in one["decisions"]]
     observed = [messages[start]["content"] for start in starts]
     ends = [*starts[1:], len(messages)]

@@ -24,7 +24,7 @@ ANSWERED = ("meanbp", "heart_rate", "lactate", "output_4hourly", "spo2")
 _TEMPLATES = ("system", "observation", "simulation", "sample", "question")
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Three digits, never an exponent."""
     if value is None or not math.isfinite(value):
         return "-"
@@ -37,7 +37,7 @@ def _percent(value: float | None) -> str:
 
 def _band(one: Foresight, name: str, step: int) -> str:
     """Median and interval; nothing where nobody is left in the ICU."""
-    median, low, high = (_number(part[name][step]) for part in (one.median, one.low, one.high))
+    median, low, high = (number(part[name][step]) for part in (one.median, one.low, one.high))
     return f"{median} [{low}-{high}]" if median != "-" else "-"
 
 
@@ -57,7 +57,7 @@ class Prompts:
         self._texts = Environment(
             loader=loader, undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
         )
-        self._texts.filters |= {"number": _number, "percent": _percent, "band": _band}
+        self._texts.filters |= {"number": number, "percent": _percent, "band": _band}
         if folder is not None:
             _check(folder)
         for name in _TEMPLATES:
@@ -71,9 +71,9 @@ class Prompts:
         facts = {"bins": bins, "features": FEATURES, "most_candidates": MOST_CANDIDATES}
         return self._render("system", simulator=simulator, simulations=simulations, **facts)
 
-    def question(self, about: str) -> str:
-        """What is asked about a record, see `agent.questions`."""
-        return self._render("question", about=about, features=FEATURES)
+    def question(self, about: str, asked: str | Sequence[str] = ()) -> str:
+        """What is asked about a record, see `agent.questions` and `curriculum.dynamics`; some ask of features."""
+        return self._render("question", about=about, asked=asked, features=FEATURES)
 
     def observation(self, **facts: Any) -> str:
         """One decision: who, hour, what was given, and what was newly measured."""
@@ -102,7 +102,7 @@ class Prompts:
 def measured(obs: np.ndarray, mask: np.ndarray) -> list[dict[str, str]]:
     """Name, value and unit of the features f32[F] that the mask bool[38] says were measured; urine always is."""
     return [
-        {"name": f.name, "value": _number(float(obs[i])), "unit": f.unit}
+        {"name": f.name, "value": number(float(obs[i])), "unit": f.unit}
         for i, f in enumerate(FEATURES)
         if i >= NUM_MASKED or mask[i]
     ]

@@ -15,7 +15,8 @@ import pandas as pd
 
 from sepsis_jax.agent.backends import Failed
 from sepsis_jax.agent.case import Case
-from sepsis_jax.agent.llm import LLMBackend, decision_dialogue
+from sepsis_jax.agent.conversation import decision_dialogue
+from sepsis_jax.agent.llm import LLMBackend
 from sepsis_jax.agent.prompting import HOURS_PER_STEP, Prompts
 from sepsis_jax.agent.side_by_side import side_by_side
 from sepsis_jax.agent.simulator import BatchedSimulator
@@ -24,7 +25,8 @@ from sepsis_jax.clinical.actions import ActionBins
 from sepsis_jax.data.episodes import Episodes
 
 QUESTIONS = ("mortality", "vasopressor")
-_AHEAD = 24 // HOURS_PER_STEP
+AHEAD = 24 // HOURS_PER_STEP
+"""Steps that the question about a vasopressor looks ahead."""
 _ASKED = {"max_tokens": 3, "temperature": 1.0, "logprobs": True, "top_logprobs": 20}
 _STRUCTURED = {"structured_outputs": {"choice": ["yes", "no"]}}
 
@@ -80,7 +82,7 @@ def _yes(said: Any) -> float:
 
 def labels(episodes: Episodes) -> dict[str, np.ndarray]:
     """Question -> int8[B] what is recorded: 1 yes, 0 no, -1 unknown."""
-    ahead = np.asarray(episodes.valid)[:, :_AHEAD] & (np.asarray(episodes.action)[:, :_AHEAD, 0] > 0)
+    ahead = np.asarray(episodes.valid)[:, :AHEAD] & (np.asarray(episodes.action)[:, :AHEAD, 0] > 0)
     return {"mortality": np.asarray(episodes.mortality_hospital), "vasopressor": np.asarray(ahead.any(axis=1), np.int8)}
 
 

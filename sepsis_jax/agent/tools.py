@@ -163,6 +163,13 @@ def read(content: str | None, calls: list[tuple[str, str]], *, simulator: bool) 
     return _simulate(arguments) if name == SIMULATION else _prescribe(arguments)
 
 
+def spoken(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """(content, calls) of an answer as a server parses it; all of it is content where a call is not JSON."""
+    marked = _IN_TEXT.findall(text)
+    calls = _from_text(text) if marked else []
+    return (text.partition("<tool_call>")[0], calls) if calls and len(calls) == len(marked) else (text, [])
+
+
 def _from_text(content: str) -> list[tuple[str, str]]:
     """(name, arguments) of calls that stand in the text, as `<tool_call>` or as bare JSON."""
     parts = _IN_TEXT.findall(content)

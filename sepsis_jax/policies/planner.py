@@ -67,13 +67,17 @@ class Recommendation:
       action: int8[B,2] the choice.
       candidates: int[B,K] what was simulated: ascending ids, all of `ALL_ACTIONS` unless the settings say less.
       returns: Summary of the ends with leading [B,K], in the order of `candidates`.
+      score: f32[B,K] what the choice goes by: the expected return, less the caution.
       allowed: bool[B,K] candidates that keep the guideline rules.
+      usual: int[B] which of them clinicians choose most often.
     """
 
     action: Any
     candidates: Any
     returns: Summary
+    score: Any
     allowed: Any
+    usual: Any
 
 
 _NEVER = 1e-9  # what a deterministic policy does not do is still better than what the shield forbids
@@ -114,7 +118,7 @@ def recommend(
     score = np.asarray(found.value) + settings.caution * np.log(np.maximum(usual, _NEVER))
     choice = best(score, allowed, shield=settings.shield)
     action = ALL_ACTIONS[np.take_along_axis(candidates, choice[:, None], axis=1)[:, 0]]
-    return Recommendation(action, candidates, found, allowed)
+    return Recommendation(action, candidates, found, score, allowed, usual.argmax(axis=1))
 
 
 def planned(

@@ -1,0 +1,59 @@
+"""Stage II: dialogues of a teacher, each decision as a model reads and writes it; what is no example is left out.
+
+The teacher is the planner, which shows what it would give beside plausible others and says why in simulated numbers,
+or any language model whose run is at hand.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from sepsis_jax.agent import dialogues, tools
+from sepsis_jax.agent.conversation import Conversation
+from sepsis_jax.agent.tools import Malformed, Message
+from sepsis_jax.clinical.actions import ActionBins
+
+REASONS = ("kept", "failed", "malformed", "against the guideline", "worse than usual")
+
+
+def accepted(
+    cases: Iterable[dict[str, Any]], asking: Conversation, bins: ActionBins, refused: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """Decisions worth imitating: well-formed, within the guideline, and expected to do no worse than the usual one.
+
+    Args:
+      cases: transcripts, see `agent.transcripts`. asking: whose task and tools these are. bins: doses of the task.
+      refused: counts every decision under one of `REASONS`.
+
+    Yields:
+      kind, answer, stay_id, messages, tools.
+    """
+    system = asking.system(bins)
+    for case in cases:
+        finished = list(dialogues.decisions(system, case, asking.rationale))
+        refused["failed"] += len(case["decisions"]) - len(finished)
+        for decision, messages in zip(case["decisions"], finished, strict=False):
+            reason = _fault(decision, messages)
+            refused[reason] += 1
+            if reason == "kept":
+                kind = {"kind": "decision", "answer": tools.level_pair(tuple(decision["action"]))}
+                yield kind | {"stay_id": case["stay_id"], "messages": messages, "tools": asking.tools}
+
+
+def _fault(decision: dict[str, Any], messages: list[Message]) -> str:
+    for message in messages:
+        if message["role"] == "assistant":
+            calls = [(one["function"]["name"], one["function"]["arguments"]) for one in message.get("tool_calls", [])]
+            try:
+                tools.read(message["content"], calls, simulator=True)
+            except Malformed:
+                return "malformed"
+    if decision["broken"]:
+        return "against the guideline"
+    considered = decision["considered"]
+    chosen = [one["value"] for one in considered if tuple(one["action"]) == tuple(decision["action"])]
+    if considered and (not chosen or chosen[-1] < max(considered, key=lambda one: one["support"])["value"]):
+        return "worse than usual"
+    return "kept"

@@ -1,0 +1,69 @@
+"""Language models in training: where they come from, what is trained of them, and how a dialogue becomes tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.chat_template_utils import get_training_chat_template
+
+from sepsis_jax.curriculum import small_models
+from sepsis_jax.curriculum.settings import BaseSettings
+from sepsis_jax.errors import InputError
+
+
+def make(settings: BaseSettings, dialogues: Sequence[dict[str, Any]], out: Path, seed: int) -> None:
+    """Write the model that the curriculum starts from.
+
+    Args:
+      dialogues: of all stages; the tokens of 'tiny' are learned from them.
+    """
+    if settings.model == "tiny":
+        shape = {"vocabulary": settings.vocabulary, "hidden": settings.hidden, "layers": settings.layers}
+        model, tokenizer = small_models.tiny(dialogues, seed=seed, **shape)
+    elif settings.model == "smollm2":
+        model, tokenizer = small_models.smollm2()
+    else:
+        model, tokenizer = load(settings.model, settings)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    small_models.keep(model, tokenizer, out)
+
+
+def load(model: str | Path, settings: BaseSettings) -> tuple[Any, Any]:
+    """A model and its tokenizer. InputError where there is none."""
+    try:
+        weights = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, settings.dtype))
+        return weights, AutoTokenizer.from_pretrained(str(model))
+    except (OSError, ValueError) as error:
+        expected = "a model in the layout of Hugging Face"
+        raise InputError(model, expected=expected, found=str(error).splitlines()[0]) from error
+
+
+def additions(settings: BaseSettings) -> LoraConfig | None:
+    """What is trained instead of the weights (Hu et al. 2021, arXiv 2106.09685), if anything is."""
+    if not settings.lora_rank:
+        return None
+    rank = settings.lora_rank
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def merged(model: Any) -> Any:
+    """The whole weights, whatever was trained of them."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def tokens(tokenizer: Any, dialogue: dict[str, Any]) -> dict[str, list[int]]:
+    """`input_ids` of a dialogue, and `assistant_masks`: 1 for what the assistant says, its end mark too."""
+    made = tokenizer.apply_chat_template(
+        dialogue["messages"],
+        tools=dialogue.get("tools"),
+        chat_template=get_training_chat_template(tokenizer),
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    return {"input_ids": made["input_ids"], "assistant_masks": made["assistant_masks"]}

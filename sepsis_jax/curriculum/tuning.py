@@ -1,0 +1,58 @@
+"""Stages I and II: supervised training on dialogues, with TRL. Only what the assistant says carries loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from sepsis_jax.curriculum import models, progress, small_models
+from sepsis_jax.curriculum.settings import BaseSettings, TuningSettings
+from sepsis_jax.errors import InputError
+
+
+def run(
+    dialogues: Sequence[dict[str, Any]],
+    start: Path,
+    out: Path,
+    base: BaseSettings,
+    settings: TuningSettings,
+    seed: int,
+) -> None:
+    """Train the model at `start` and leave the result in `out`/model; a run that was stopped goes on.
+
+    Raises:
+      InputError: no dialogue is short enough; the run diverges (see `progress.Guard`).
+    """
+    model, tokenizer = models.load(start, base)
+    rows = [models.tokens(tokenizer, one) for one in dialogues]
+    kept = [row for row in rows if len(row["input_ids"]) <= settings.most_tokens]
+    if not kept:
+        shortest = min(len(row["input_ids"]) for row in rows)
+        expected = f"dialogues of at most {settings.most_tokens} tokens"
+        raise InputError("curriculum", field="most_tokens", expected=expected, found=f"{shortest} and more")
+    options = SFTConfig(
+        **progress.options(out, base, seed),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_ratio=0.1,
+        save_steps=settings.save_every,
+        max_length=None,
+        group_by_length=True,
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=options,
+        train_dataset=Dataset.from_list(kept),
+        processing_class=tokenizer,
+        peft_config=models.additions(base),
+        callbacks=[progress.Log(out), progress.Guard()],
+    )
+    progress.train(trainer, out)
+    small_models.keep(models.merged(trainer.model), tokenizer, out / "model")
