@@ -95,28 +95,28 @@ Answer = TypeVar("Answer")
 
 
 class Batcher(Generic[Request, Answer]):
-    """Gathers concurrent requests for a few milliseconds and answers them in one call of at most `size`."""
+    """Answers concurrent requests in calls of at most `size`, one call at a time.
+
+    Those that come within a few milliseconds, or while a call runs, share the next one.
+    """
 
     def __init__(self, run: Callable[[list[Request]], Sequence[Answer]], size: int, delay_s: float = 0.005) -> None:
         self._run, self._size, self._delay_s = run, size, delay_s
         self._waiting: list[tuple[Request, asyncio.Future[Answer]]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._worker: asyncio.Task[None] | None = None
 
     async def ask(self, request: Request) -> Answer:
         """The answer to one request; an error of the call reaches every request in it."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
-        if len(self._waiting) == 1:
-            task = asyncio.create_task(self._flush())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
         return await future
 
-    async def _flush(self) -> None:
-        await asyncio.sleep(self._delay_s)
-        waiting, self._waiting = self._waiting, []
-        for start in range(0, len(waiting), self._size):
-            part = waiting[start : start + self._size]
+    async def _work(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(self._delay_s)
+            part, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
             try:
                 answers = await asyncio.to_thread(self._run, [request for request, _ in part])
             except Exception as error:

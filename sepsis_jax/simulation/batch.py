@@ -21,7 +21,7 @@ from sepsis_jax.clinical.actions import LEVELS
 from sepsis_jax.clinical.features import NUM_FEATURES
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.errors import InputError
-from sepsis_jax.simulation.block import AXIS, MOST_SAMPLES, Job, Layout, run_blocks
+from sepsis_jax.simulation.block import AXIS, MOST_SAMPLES, SMALL_TILE, Job, Layout, run_blocks
 from sepsis_jax.simulation.course import ASK_POLICY, Moment, World
 from sepsis_jax.simulation.record import Record, Samples
 from sepsis_jax.simulation.rollout import pad_plans
@@ -98,7 +98,8 @@ def simulate(
     _check(world, histories, plans, samples, horizon)
     batch, candidates = plans.shape[:2]
     few = batch * candidates * samples <= _SMALL
-    layout = Layout.of(world.dynamics.members, samples, horizon, min(block, _SMALL) if few else block)
+    size = {"block": min(block, _SMALL), "tile": SMALL_TILE} if few else {"block": block}
+    layout = Layout.of(world.dynamics.members, samples, horizon, **size)
     plans = np.asarray(pad_plans(world, plans, horizon, layout.rows)).reshape(batch * candidates, layout.rows, 2)
     patient = np.repeat(np.arange(batch), candidates)
     histories = jax.tree.map(np.asarray, histories)

@@ -26,7 +26,8 @@ _UNITS = (16, 256, 4096)  # samples of a slot
 _MOST_SLOTS = 16  # of a cell
 MOST_SAMPLES = _UNITS[-1] * _MOST_SLOTS
 """Of a cell."""
-_TILE = 2048  # trajectories
+TILE, SMALL_TILE = 2048, 128
+"""Trajectories of a member that are computed together: what products are fast at, and where there are few of them."""
 _ROWS = 24  # steps; a horizon beyond needs another program
 _AT_A_TIME = 8  # histories to read
 _SHARE = 8  # slots a noise, from which on not one for each slot is drawn
@@ -48,13 +49,13 @@ class Layout:
     rows: int
 
     @classmethod
-    def of(cls, members: int, samples: int, horizon: int, block: int) -> Layout:
-        """For this many samples of a cell; ValueError beyond 65,536."""
+    def of(cls, members: int, samples: int, horizon: int, block: int, tile: int = TILE) -> Layout:
+        """For this many samples of a cell, in tiles of so many trajectories a member; ValueError beyond 65,536."""
         if not 1 <= samples <= MOST_SAMPLES:
             raise ValueError(f"expected 1 to {MOST_SAMPLES} samples, found {samples}")
         unit = next(unit for unit in _UNITS if samples <= unit * _MOST_SLOTS)
         width = math.ceil(unit / members)
-        slots = max(4 * _SHARE, _TILE // width // _SHARE * _SHARE)
+        slots = max(4 * _SHARE, tile // width // _SHARE * _SHARE)
         tiles = math.ceil(max(_MOST_SLOTS, block // unit) / slots)
         return cls(members, tiles, slots, width, _ROWS * math.ceil(horizon / _ROWS))
 
