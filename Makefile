@@ -80,7 +80,7 @@ runs/demo_llm/tiny/config.json: | vllm
 
 runs/demo_llm/smollm2/config.json: | vllm
 	$(MAKE) runs/demo_llm/episodes/manifest.json
-	$(VLLM)/bin/python llm/smollm2.py --out runs/demo_llm/smollm2
+	$(VLLM)/bin/python sepsis_jax/curriculum/small_models.py smollm2 --out runs/demo_llm/smollm2
 
 # The world models that come with the package, about an hour on two cores; a stopped run goes on when started again.
 PUBLISHED := --world_model.architecture published --world_model.members 1 --world_model.layers 2 --world_model.dropout 0.2

@@ -31,7 +31,7 @@ MOVED = 0.05
 """Relative change that counts as one."""
 FIRST = 0.5
 """Share of the decisions that are the first of a stay, which is where `agent.questions` asks."""
-_DRAWS = 200
+_DRAWS = (20, 200)  # decisions simulated together, at least and at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _effects(source: Source, count: int, draw: np.random.Generator) -> Iterator[
     rows, steps = _decisions(source, 0)
     every, made = np.arange(len(rows)), 0
     while made < count:
-        some = [_pick(every, steps, draw) for _ in range(min(_DRAWS, 2 * (count - made)))]
+        some = [_pick(every, steps, draw) for _ in range(np.clip(2 * (count - made), *_DRAWS))]
         pairs = [ALL_ACTIONS[draw.choice(len(ALL_ACTIONS), 2, replace=False)] for _ in some]
         asked = [KEY[draw.integers(len(KEY))] for _ in some]
         futures = _foreseen(source, [(int(rows[at]), int(steps[at])) for at in some], pairs)

@@ -45,6 +45,7 @@ def make_tiny(folder: Path) -> Path:
     cases = loop.run(episodes, range(8), toy_simulator(), AI_CLINICIAN_BINS, planner, settings, prompts)
     asking = LLMBackend(LLMSettings(), prompts, samples=16, seed=0)
     dialogues.write(folder / "dialogues.jsonl", cases, asking, AI_CLINICIAN_BINS)
-    command = [str(ENVIRONMENT / "bin" / "python"), "llm/tiny_qwen3.py", "--dialogues", str(folder / "dialogues.jsonl")]
-    subprocess.run([*command, "--out", str(folder / "tiny")], cwd=ROOT, check=True, timeout=300)
+    command = [str(ENVIRONMENT / "bin" / "python"), "sepsis_jax/curriculum/small_models.py", "tiny"]
+    words = ["--dialogues", str(folder / "dialogues.jsonl"), "--out", str(folder / "tiny")]
+    subprocess.run([*command, *words], cwd=ROOT, check=True, timeout=300)
     return folder / "tiny"

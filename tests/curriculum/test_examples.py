@@ -1,0 +1,191 @@
+"""What a model is taught with: answers are the record's, kinds and answers are balanced, nothing lies ahead."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from factories import make_episodes
+from toy import toy_params, toy_world
+
+from sepsis_jax.agent import loop
+from sepsis_jax.agent.backends import PlannerBackend
+from sepsis_jax.agent.llm import LLMBackend
+from sepsis_jax.agent.prompting import package_prompts
+from sepsis_jax.agent.settings import AgentSettings, LLMSettings
+from sepsis_jax.agent.simulator import BatchedSimulator
+from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
+from sepsis_jax.clinical.features import INDEX
+from sepsis_jax.curriculum import data, demonstrations, dynamics
+from sepsis_jax.errors import InputError
+from sepsis_jax.policies.planner import PlannerSettings
+
+EPISODES = make_episodes(24, 9, seed=5)
+ROWS = np.arange(3, 24)
+SIMULATOR = BatchedSimulator(
+    toy_world(), toy_params(), None, PlannerSettings(samples=16, horizon=2), seed=0, concurrency=16
+)
+ASKING = LLMBackend(LLMSettings(rationale=False), package_prompts(), samples=16, seed=0)
+
+
+def source(episodes=EPISODES):
+    return dynamics.Source(episodes, ROWS, SIMULATOR, AI_CLINICIAN_BINS, package_prompts())
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return list(dynamics.examples(source(), 200, seed=1))
+
+
+def test_kinds_and_answers_are_balanced(examples):
+    kinds = Counter(one["kind"] for one in examples)
+    assert set(kinds) == set(dynamics.KINDS) and set(kinds.values()) == {40}
+    for kind in ("mortality", "vasopressor"):
+        assert Counter(one["answer"] for one in examples if one["kind"] == kind) == {"yes": 20, "no": 20}
+    assert {one["stay_id"] for one in examples} <= set(EPISODES.stay_id[ROWS].tolist())
+
+
+def test_the_same_seed_asks_the_same(examples):
+    assert list(dynamics.examples(source(), 200, seed=1)) == examples
+    assert list(dynamics.examples(source(), 200, seed=2)) != examples
+
+
+def place(one):
+    """(row, step) of an example: its observations tell the step."""
+    row = int(np.flatnonzero(EPISODES.stay_id == one["stay_id"])[0])
+    return row, one["messages"][1]["content"].count("Newly measured") - 1
+
+
+def test_answers_are_those_of_the_record(examples):
+    for one in examples:
+        row, step = place(one)
+        said = one["messages"][-1]["content"]
+        then = EPISODES.obs[row, min(step + 1, 8)]
+        if one["kind"] == "mortality":
+            assert (said == "yes") == bool(EPISODES.mortality_hospital[row])
+        elif one["kind"] == "vasopressor":
+            ahead = [EPISODES.action[row, t, 0] > 0 for t in range(step, min(step + 6, EPISODES.length[row]))]
+            assert (said == "yes") == any(ahead)
+        elif one["kind"] == "values":
+            found = dict(part.rsplit(" ", 1) for part in said.split(", "))
+            urine = {"output_4hourly"}  # always counted, so without a mask
+            seen = {n for n in dynamics.KEY if n not in urine and EPISODES.mask[row, step + 1, INDEX[n]]}
+            assert set(found) == seen | urine
+            assert all(np.isclose(float(value), then[INDEX[name]], rtol=6e-3) for name, value in found.items())
+        elif one["kind"] == "directions":
+            now = EPISODES.obs[row, step]
+            for name, word in (part.split(" ") for part in said.split(", ")):
+                change = float(then[INDEX[name]]) - float(now[INDEX[name]])
+                small = abs(change) <= 0.05 * abs(float(now[INDEX[name]]))
+                assert word == ("stayed" if small else "rose" if change > 0 else "fell")
+
+
+def test_effects_are_those_of_the_model(examples):
+    """In the toy world the vasopressor raises MAP and fluid lowers lactate, whatever else."""
+    asked = [one for one in examples if one["kind"] == "effect"]
+    checked = 0
+    for one in asked:
+        words = one["messages"][1]["content"].rsplit("First: ", 1)[1]
+        first, second = ([int(c) for c in part if c.isdigit()] for part in words.split("Second: "))
+        task = one["messages"][0]["content"]
+        if "higher meanbp" in task:
+            checked += 1
+            assert (one["answer"] == "first") == (first[0] > second[0])
+        if "higher lactate" in task:
+            checked += 1
+            assert (one["answer"] == "first") == (first[1] < second[1])
+    assert checked > 5
+
+
+def test_nothing_lies_ahead(examples):
+    """What is asked does not change with what is recorded later; at most the answer does."""
+    changed = dataclasses.replace(EPISODES, obs=EPISODES.obs.copy())
+    step = 2
+    changed.obs[:, step + 1 :] += 7.0
+    other = list(dynamics.examples(source(changed), 200, seed=1))
+    early = [
+        (one, new)
+        for one, new in zip(examples, other, strict=True)
+        if one["kind"] in ("mortality", "vasopressor", "values") and place(one)[1] <= step
+    ]
+    assert len(early) > 20 and all(one["messages"][:2] == new["messages"][:2] for one, new in early)
+    assert any(one["messages"][2] != new["messages"][2] for one, new in early if one["kind"] == "values")
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "word"),
+    [(100, 105, "stayed"), (100, 106, "rose"), (100, 94, "fell"), (0, 0, "stayed"), (-2, -1, "rose")],
+)
+def test_direction(now, then, word):
+    assert dynamics.direction(now, then) == word
+
+
+@pytest.fixture(scope="module")
+def cases():
+    settings = AgentSettings(split="all", stays=0, follow="model", concurrency=8)
+    planner = PlannerBackend(package_prompts(), samples=16)
+    return loop.run(EPISODES, range(6), SIMULATOR, AI_CLINICIAN_BINS, planner, settings)
+
+
+def accepted(cases):
+    counts = Counter()
+    return list(demonstrations.accepted(cases, ASKING, AI_CLINICIAN_BINS, counts)), counts
+
+
+def test_the_teachers_decisions_are_kept(cases):
+    kept, counts = accepted(cases)
+    assert sum(counts.values()) == sum(len(case["decisions"]) for case in cases)
+    assert len(kept) == counts["kept"] > 0.9 * sum(counts.values()) and counts["malformed"] == counts["failed"] == 0
+    for one in kept:
+        assert [message["role"] for message in one["messages"]] == [
+            "system",
+            "user",
+            "assistant",
+            "tool",
+            "assistant",
+            "tool",
+        ]
+        assert "rationale" not in json.dumps(one["messages"][4]) and one["tools"] == ASKING.tools
+
+
+@pytest.mark.parametrize("reason", ["malformed", "against the guideline", "worse than usual", "failed"])
+def test_what_is_no_example_is_left_out(cases, reason):
+    case = json.loads(json.dumps(cases[0]))
+    decision = case["decisions"][0]
+    if reason == "malformed":
+        said = case["messages"][decision["message"] + 1]
+        said["tool_calls"][0]["function"]["arguments"] = '{"actions": ["[9,9]"]}'
+    elif reason == "against the guideline":
+        decision["broken"] = ["overdosing"]
+    elif reason == "worse than usual":
+        usual = max(decision["considered"], key=lambda one: one["support"])
+        for one in decision["considered"]:
+            one["value"] = 1.0 if one is usual else 0.0
+        decision["action"] = next(one["action"] for one in decision["considered"] if one is not usual)
+    else:
+        case["failed"] = {"kind": "timeout", "detail": ""}
+        case["messages"] = case["messages"][: case["decisions"][-1]["message"] + 1]
+    kept, counts = accepted([case])
+    assert counts[reason] == 1 and len(kept) == len(accepted([cases[0]])[0]) - 1
+
+
+def test_folders_of_examples_are_read_again(tmp_path, cases):
+    kept, _ = accepted(cases)
+    assert data.write(tmp_path / "some", kept, {"teacher": "planner"}) == len(kept)
+    found = data.read(tmp_path / "some")
+    assert [one["messages"][0] for one in found] == [one["messages"][0] for one in kept]
+    assert isinstance(found[0]["messages"][2]["tool_calls"][0]["function"]["arguments"], dict)
+    card = (tmp_path / "some" / data.CARD).read_text()
+    assert "planner" in card and f"| stays | {len({one['stay_id'] for one in kept})} |" in card
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"messages": 1'])
+def test_bad_examples_get_one_line(tmp_path, text):
+    if text is not None:
+        (tmp_path / data.FILE).write_text(text)
+    with pytest.raises(InputError, match=re.escape(data.FILE)):
+        data.read(tmp_path)
