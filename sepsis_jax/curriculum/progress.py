@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sepsis_jax.curriculum.settings import BaseSettings
 from sepsis_jax.errors import InputError
@@ -39,6 +39,7 @@ def train(trainer: Any, out: Path) -> None:
     """To the end, from the last whole checkpoint if there is one. InputError where `Guard` stopped it."""
     last = last_checkpoint(out / "checkpoints")
     guard = next(one for one in trainer.callback_handler.callbacks if isinstance(one, Guard))
+    trainer.remove_callback(PrinterCallback)  # `Log` says it in a line
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if guard.why:
         kept = last_checkpoint(out / "checkpoints")

@@ -41,10 +41,10 @@ def run(
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_ratio=0.1,
+        warmup_steps=0.1,  # a share
         save_steps=settings.save_every,
         max_length=None,
-        group_by_length=True,
+        train_sampling_strategy="group_by_length",
     )
     trainer = SFTTrainer(
         model=model,
