@@ -17,13 +17,14 @@ TRAIN := .venv-train
 DEVICE ?=
 MODEL ?= tiny
 
-.PHONY: help demo vllm llm-train demo-llm checkpoints test test-slow test-all lint types lock clean
+.PHONY: help demo vllm llm-train demo-llm curriculum curriculum-smoke checkpoints test test-slow test-all lint types lock clean
 
 help:
 	@echo "make demo      set up, then the whole way on the embedded cohort: data, world model, agent, evaluation"
 	@echo "make vllm      sets up vLLM beside it, for what this machine has (DEVICE=cpu, cuda or tpu says otherwise)"
 	@echo "make llm-train sets up what trains language models, in an environment of its own too"
-	@echo "make demo-llm  makes a tiny language model, serves it and lets it decide (MODEL=smollm2: a small real one)"
+	@echo "make demo-llm  serves a tiny language model and lets it decide (MODEL=smollm2: a small real one)"
+	@echo "make curriculum teaches that model, in three stages   make curriculum-smoke tries them in minutes"
 	@echo "make test      set up, then the fast tests"
 	@echo "make test-slow the slow tests, with PyTorch        make test-all  every test"
 	@echo "make checkpoints trains the world models of the package"
@@ -63,24 +64,23 @@ llm-train:
 	@$(PYTHON) llm/install.py train $(TRAIN) $(if $(DEVICE),--device $(DEVICE))
 
 LLM := --config configs/demo_llm.yaml --checkpoint sepsis_jax/checkpoints/carry
-OF_SMOLLM2 := --llm.tool_choice required --llm.simulations 1
-demo-llm: $(VENV)/.installed vllm runs/demo_llm/$(MODEL)/config.json
-	$(BIN)/python agent_loop.py $(LLM) --agent.backend llm --serve runs/demo_llm/$(MODEL) \
-		$(if $(filter smollm2,$(MODEL)),$(OF_SMOLLM2))
-
-runs/demo_llm/episodes/manifest.json: $(VENV)/.installed
+OF_SMOLLM2 := --llm.tool_choice required --llm.prompts null
+demo-llm: $(VENV)/.installed vllm $(if $(filter smollm2,$(MODEL)),runs/demo_llm/smollm2/config.json)
 	$(BIN)/python prepare_data.py --config configs/demo_llm.yaml
-
-# A tiny Qwen3 learns from what the planner says about train patients how tools are called.
-runs/demo_llm/tiny/config.json: | vllm
-	$(MAKE) runs/demo_llm/episodes/manifest.json
-	$(BIN)/python agent_loop.py $(LLM) --agent.split train --agent.stays 40 --agent.concurrency 40 \
-		--out runs/demo_llm/planner --dialogues runs/demo_llm/dialogues.jsonl
-	$(VLLM)/bin/python llm/tiny_qwen3.py --dialogues runs/demo_llm/dialogues.jsonl --steps 150 --out runs/demo_llm/tiny
+	$(BIN)/python agent_loop.py $(LLM) --agent.backend llm \
+		--serve $(if $(filter smollm2,$(MODEL)),runs/demo_llm/smollm2 $(OF_SMOLLM2),sepsis_jax/checkpoints/tiny_agent)
 
 runs/demo_llm/smollm2/config.json: | vllm
-	$(MAKE) runs/demo_llm/episodes/manifest.json
 	$(VLLM)/bin/python sepsis_jax/curriculum/small_models.py smollm2 --out runs/demo_llm/smollm2
+
+# The tiny language model that comes with the package, hours on two cores; a stopped run goes on when started again.
+CURRICULUM := --config configs/curriculum_tiny.yaml --checkpoint sepsis_jax/checkpoints/carry
+curriculum: $(VENV)/.installed vllm llm-train
+	test -d runs/curriculum_tiny/episodes || $(BIN)/python prepare_data.py --config configs/curriculum_tiny.yaml
+	for stage in data dynamics demonstrations rl; do $(TRAIN)/bin/python train_agent.py --stage $$stage $(CURRICULUM) || exit 2; done
+
+curriculum-smoke: $(VENV)/.installed-dev vllm llm-train
+	$(SLOW) tests/curriculum/test_stages.py
 
 # The world models that come with the package, about an hour on two cores; a stopped run goes on when started again.
 PUBLISHED := --world_model.architecture published --world_model.members 1 --world_model.layers 2 --world_model.dropout 0.2

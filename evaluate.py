@@ -1,10 +1,10 @@
 """Evaluate: `python evaluate.py --config configs/demo.yaml [--what world-model|safety|cohort|policies|...]`.
 
 With evaluation.fresh_patients (configs/embedded.yaml) the packaged world models are scored on patients drawn anew.
-`--case ID` shows one stay, recorded against predicted. Three are not part of `all`, since they take long: `--what
-policies` judges policies by off-policy evaluation (docs/evaluation.md), and where the truth is known by it; `--what
-ranking` asks on several simulated cohorts whether estimates order policies rightly; `--what planner` plays policies in
-the true simulator.
+`--case ID` shows one stay, recorded against predicted. Four are not part of `all`: `--what policies` judges policies by
+off-policy evaluation (docs/evaluation.md), and where the truth is known by it; `--what ranking` asks on several
+simulated cohorts whether estimates order policies rightly; `--what planner` plays policies in the true simulator;
+`--what curriculum` compares runs of language models, `policies.agents`, in the order given (docs/curriculum.md).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from sepsis_jax.evaluation import (
     closed_loop,
     cohort,
     contenders,
+    curriculum,
     folds,
     groups,
     policies,
@@ -52,7 +53,7 @@ class Flags:
     """Flags of evaluate.py.
 
     Attributes:
-      what: which tables; `all` leaves out `policies`, `ranking` and `planner`.
+      what: which tables; `all` leaves out `policies`, `ranking`, `planner` and `curriculum`.
       episodes: Episodes store, or a folder of released files; default RUN/episodes.
       checkpoint: world model; default RUN/world_model, with fresh patients the packaged one.
       compare: another world model on the same stays, with paired differences; with fresh patients the packaged
@@ -65,7 +66,7 @@ class Flags:
       json: file for the same numbers as one flat object.
     """
 
-    what: Literal["all", "cohort", "world-model", "safety", "policies", "ranking", "planner"] = "all"
+    what: Literal["all", "cohort", "world-model", "safety", "policies", "ranking", "planner", "curriculum"] = "all"
     episodes: Path | None = None
     checkpoint: Path | None = None
     compare: Path | None = None
@@ -85,7 +86,7 @@ class Flags:
         if self.case is not None and (self.compare or self.by is not None):
             raise InputError("--case", expected="no --compare or --by", found="one of them")
         others = self.by is not None or self.compare or self.case is not None or self.folds
-        if self.what in ("planner", "ranking") and others:
+        if self.what in ("planner", "ranking", "curriculum") and others:
             raise InputError(
                 f"--what {self.what}", expected="no --by, --compare, --case or --folds", found="one of them"
             )
@@ -118,6 +119,8 @@ def main(argv: list[str]) -> None:
         if flags.what == "planner":
             sharding.one_device_a_core()
             numbers |= _planner(settings, flags)
+        if flags.what == "curriculum":
+            numbers |= _curriculum(settings, flags)
     if flags.json is not None:
         cli.write_json(flags.json, numbers)
 
@@ -289,6 +292,22 @@ def _ranking(settings: Config) -> Numbers:
     cli.console.print(cli.table(ranking.summary(found), title=f"Mean over {len(found)} cohorts (least to most)"))
     cli.console.print("Research software, not for care.")
     return numbers
+
+
+def _curriculum(settings: Config, flags: Flags) -> Numbers:
+    path, evaluation, folders = flags.episodes or settings.episodes, settings.evaluation, settings.policies.agents
+    if not folders:
+        hint = "name their folders in order, e.g. --policies.agents '[RUN/base, RUN/dynamics]'"
+        raise InputError("policies", field="agents", expected="runs to compare", found="none", hint=hint)
+    runs = {folder.name: curriculum.Run.read(folder) for folder in folders}
+    episodes, manifest, truth = pipeline.open_cohort(path)
+    if truth is None:
+        raise InputError(path, expected="the truth of a simulated cohort", found="none")
+    stage = closed_loop.true_stage(truth, episodes, manifest.action_bins)
+    found = curriculum.table(runs, episodes, stage, draws=evaluation.draws, seed=evaluation.seed)
+    cli.console.print(cli.table(curriculum.wide(found), title="Same patients, same luck; gained, saved: on the left"))
+    cli.console.print("95 % intervals by patient. Research software, not for care.")
+    return {f"{name}_{key}": float(value) for name, row in found.iterrows() for key, value in row.items()}
 
 
 def _note(name: str, updates: int, loss: float) -> None:

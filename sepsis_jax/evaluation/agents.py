@@ -75,11 +75,12 @@ def read(folder: Path) -> Answers:
     """Those of the model whose run is in `folder`, with its probabilities beside it. InputError if there are none."""
     found = probabilities.read(probabilities.folder_of(folder) / probabilities.FILE)
     order = np.argsort(found["stay_id"])
-    given = _given(folder)
+    given = lived(folder)
     return Answers(found["stay_id"][order], found["probs"][order], given)
 
 
-def _given(folder: Path) -> dict[int, np.ndarray] | None:
+def lived(folder: Path) -> dict[int, np.ndarray] | None:
+    """stay_id -> int[L] actions prescribed in the patient simulator; None if the run was not lived there."""
     file = folder / journal.RUN
     if not file.is_file():
         return None
