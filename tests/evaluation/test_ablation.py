@@ -1,0 +1,117 @@
+"""The ablation table: true values on common stays, paired differences, and shares of what was said and done."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from toy import toy_params, toy_world
+
+from sepsis_jax.agent import journal, loop, transcripts
+from sepsis_jax.agent.settings import AgentSettings
+from sepsis_jax.agent.simulator import BatchedSimulator, Truth
+from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
+from sepsis_jax.dynamics.patient.cohort import simulate_cohort
+from sepsis_jax.errors import InputError
+from sepsis_jax.evaluation import curriculum
+from sepsis_jax.evaluation.choosers import follow
+from sepsis_jax.evaluation.closed_loop import play, true_stage
+from sepsis_jax.policies.planner import PlannerSettings
+from sepsis_jax.policies.rules import Fixed
+
+EPISODES, KNOWN = simulate_cohort(12, seed=5)
+STAGE = true_stage(KNOWN, EPISODES, AI_CLINICIAN_BINS)
+
+
+class Always:
+    """Gives one action; every third answer was malformed before it came."""
+
+    def __init__(self, action):
+        self.action = action
+
+    async def close(self):
+        pass
+
+    async def decide(self, case):
+        case.usage.requests += 3
+        case.usage.malformed["no call"] = case.usage.malformed.get("no call", 0) + 1
+        case.usage.prompt_tokens, case.usage.completion_tokens = case.usage.prompt_tokens + 90, 0
+        await case.prescribe(self.action)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Runs of two models that always give the same; the second failed at the last stay and was asked questions."""
+    out = tmp_path_factory.mktemp("runs")
+    simulator = BatchedSimulator(
+        toy_world(),
+        toy_params(),
+        None,
+        PlannerSettings(),
+        seed=0,
+        concurrency=12,
+        truth=Truth(STAGE.world, STAGE.params, STAGE.seed),
+    )
+    for name, action in (("nothing", (0, 0)), ("much", (1, 3))):
+        settings = AgentSettings(split="all", stays=0, follow="truth", concurrency=12)
+        cases = loop.run(EPISODES, range(12), simulator, AI_CLINICIAN_BINS, Always(action), settings)
+        if name == "much":
+            cases[-1]["failed"] = {"kind": "timeout", "detail": ""}
+        (out / name).mkdir()
+        transcripts.write(out / name / transcripts.FILE, cases)
+        (out / name / journal.RUN).write_text(json.dumps({"agent": {"follow": "truth"}}))
+    (out / "much.questions").mkdir()
+    asked = [
+        {"stay_id": int(stay), "answers": {"mortality": float(died), "vasopressor": 0.5}, "failed": None}
+        for stay, died in zip(EPISODES.stay_id, EPISODES.mortality_hospital, strict=True)
+    ]
+    transcripts.write(out / "much.questions" / transcripts.FILE, asked)
+    return out
+
+
+@pytest.fixture(scope="module")
+def found(folders):
+    runs = {name: curriculum.Run.read(folders / name) for name in ("nothing", "much")}
+    return curriculum.table(runs, EPISODES, STAGE, draws=200, seed=0)
+
+
+def test_values_are_true_and_differences_paired(found):
+    some = EPISODES.take(np.arange(11))
+    nothing, much = (play(follow(Fixed(*action), None), some, STAGE) for action in ((0, 0), (1, 3)))
+    assert list(found["patients"]) == [11, 11]
+    np.testing.assert_allclose(found["value"], [nothing.value.mean(), much.value.mean()], rtol=1e-5)
+    np.testing.assert_allclose(found["death_90d"], [nothing.death_90d.mean(), much.death_90d.mean()], rtol=1e-5)
+    gained = much.value - nothing.value
+    assert found.loc["much", "gained"] == pytest.approx(gained.mean(), rel=1e-4)
+    assert np.isnan(found.loc["nothing", "gained"]) and np.isnan(found.loc["nothing", "saved"])
+    assert found.loc["much", "gained_low"] <= gained.mean() <= found.loc["much", "gained_high"]
+    alone = found.loc["much", "value_high"] - found.loc["much", "value_low"]
+    assert found.loc["much", "gained_high"] - found.loc["much", "gained_low"] < alone
+
+
+def test_shares_are_those_of_what_was_said(found):
+    np.testing.assert_allclose(found["valid"], 2 / 3)
+    np.testing.assert_allclose(found["tokens"], 90)
+    np.testing.assert_allclose(found["failed"], [0, 1 / 12])
+    assert (found[["adherence", "unsafe"]].to_numpy() <= 1).all()
+    assert found.loc["much", "mortality AUROC"] == 1 and found.loc["much", "vasopressor AUROC"] == 0.5
+    assert np.isnan(found.loc["nothing", "mortality AUROC"])
+
+
+def test_it_is_shown_for_people(found):
+    shown = curriculum.wide(found)
+    assert list(shown.columns) == ["nothing", "much"]
+    assert shown.loc["valid calls, %", "much"] == "66.7 [66.7, 66.7]" and shown.loc["gained", "nothing"] == "-"
+
+
+def test_runs_of_other_worlds_and_of_others_are_refused(folders):
+    kept = (folders / "nothing" / journal.RUN).read_text()
+    (folders / "nothing" / journal.RUN).write_text(json.dumps({"agent": {"follow": "model"}}))
+    with pytest.raises(InputError, match="patient simulator"):
+        curriculum.Run.read(folders / "nothing")
+    (folders / "nothing" / journal.RUN).write_text(kept)
+    run = curriculum.Run.read(folders / "nothing")
+    others = EPISODES.replace(stay_id=np.asarray(EPISODES.stay_id) + 1000)
+    with pytest.raises(InputError, match="all have finished"):
+        curriculum.table({"nothing": run}, others, STAGE, draws=10, seed=0)
