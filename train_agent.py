@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from sepsis_jax import agent_run, cli, config, pipeline
 from sepsis_jax.agent import loop, transcripts
 from sepsis_jax.agent_run import Run
@@ -93,8 +95,9 @@ def _data(run: Run, stages: Path, flags: Flags) -> None:
     number = data.write(stages / "data" / "dynamics", made, about)
     cli.console.print(f"{number} questions about courses: {stages / 'data' / 'dynamics'}")
     refused: Counter[str] = Counter()
-    kept = demonstrations.accepted(_cases(run, flags), asking, run.bins, refused)
-    some = [one for _, one in zip(range(chosen.demonstrations.examples), kept, strict=False)]
+    kept = list(demonstrations.accepted(_cases(run, flags), asking, run.bins, refused))
+    order = np.random.default_rng(chosen.seed).permutation(len(kept))[: chosen.demonstrations.examples]
+    some = [kept[at] for at in order]
     number = data.write(stages / "data" / "demonstrations", some, about | {"teacher": flags.teacher or "planner"})
     counts = ", ".join(f"{reason} {refused[reason]}" for reason in demonstrations.REASONS)
     cli.console.print(f"{number} decisions of a teacher ({counts}): {stages / 'data' / 'demonstrations'}")
