@@ -18,6 +18,7 @@ import numpy as np
 from sepsis_jax import agent_run, cli, config, pipeline
 from sepsis_jax.agent import loop, transcripts
 from sepsis_jax.agent_run import Run
+from sepsis_jax.config import Config
 from sepsis_jax.curriculum import data, demonstrations, dynamics
 from sepsis_jax.errors import InputError
 
@@ -53,24 +54,35 @@ def main(argv: list[str]) -> None:
     settings = dataclasses.replace(settings, agent=dataclasses.replace(settings.agent, split="train", stays=0))
     stages = settings.run / "curriculum"
     out = flags.out or stages / flags.stage
-    run = agent_run.prepare(
-        settings, flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint, allow_remote=True
-    )
     if flags.stage == "data":
-        _data(run, stages, flags)
+        _data(_run(settings, flags), stages, flags)
         return
-    who = {"stage": flags.stage, "curriculum": dataclasses.asdict(settings.curriculum), **_identity(run, flags)}
-    told = json.loads(json.dumps(who, default=str))
+    told = json.loads(json.dumps(_identity(settings, flags, stages), default=str))
     if _done(out, told):
         cli.console.print(f"{out}: this stage is finished")
         return
-    _train(run, stages, out, flags)
+    _train(settings, stages, out, flags)
     (out / DONE).write_text(json.dumps(told))
     cli.console.print(f"Research software, not for care. Model: {out / 'model'}")
 
 
-def _identity(run: Run, flags: Flags) -> dict[str, Any]:
-    return {"models": pipeline.identity(run.config, run.checkpoint), "start": flags.start, "llm": run.config.llm}
+def _run(settings: Config, flags: Flags) -> Run:
+    stays, checkpoint = flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint
+    return agent_run.prepare(settings, stays, checkpoint, allow_remote=True)  # nothing leaves: the model is here
+
+
+def _identity(settings: Config, flags: Flags, stages: Path) -> dict[str, Any]:
+    """Whatever changes what the stage ends with."""
+    chosen = settings.curriculum
+    told = {
+        "stage": flags.stage,
+        "start": flags.start,
+        "settings": [dataclasses.asdict(chosen.base), dataclasses.asdict(getattr(chosen, flags.stage)), chosen.seed],
+    }
+    if flags.stage != "rl":
+        return told | {"examples": data.digest(stages / "data" / flags.stage)}
+    models = pipeline.identity(settings, flags.checkpoint or settings.checkpoint)
+    return told | {"models": models, "llm": dataclasses.asdict(settings.llm)}
 
 
 def _done(out: Path, told: Any) -> bool:
@@ -112,7 +124,7 @@ def _cases(run: Run, flags: Flags) -> list[dict[str, Any]]:
     return loop.run(run.episodes, run.rows[:stays], run.simulator, run.bins, backend, run.config.agent, run.prompts)
 
 
-def _train(run: Run, stages: Path, out: Path, flags: Flags) -> None:
+def _train(settings: Config, stages: Path, out: Path, flags: Flags) -> None:
     """One stage; what it needs is imported here, since it lives in an environment of its own."""
     try:
         from sepsis_jax.curriculum import models, reinforcement, tuning
@@ -120,7 +132,7 @@ def _train(run: Run, stages: Path, out: Path, flags: Flags) -> None:
     except ImportError as error:
         hint = "make llm-train, then run this script with .venv-train/bin/python"
         raise InputError("train_agent.py", expected="TRL and PyTorch", found=str(error), hint=hint) from error
-    chosen = run.config.curriculum
+    chosen = settings.curriculum
     start = flags.start or stages / BEFORE[flags.stage] / ("" if flags.stage == "dynamics" else "model")
     if flags.start is None and flags.stage == "dynamics" and not (start / "config.json").exists():
         learned = [one for kind in ("dynamics", "demonstrations") for one in data.read(stages / "data" / kind)]
@@ -129,16 +141,16 @@ def _train(run: Run, stages: Path, out: Path, flags: Flags) -> None:
         tuned = chosen.dynamics if flags.stage == "dynamics" else chosen.demonstrations
         tuning.run(data.read(stages / "data" / flags.stage), start, out, chosen.base, tuned, chosen.seed)
         return
-    loaded = run.loaded
+    run = _run(settings, flags)
     practice = reinforcement.Practice(
         run.episodes,
         run.rows,
-        Model(loaded.world, loaded.params, loaded.policy_params),
+        Model(run.loaded.world, run.loaded.params, run.loaded.policy_params),
         run.simulator,
         run.bins,
         run.prompts,
-        run.config.llm,
-        run.config.planner.samples,
+        settings.llm,
+        settings.planner.samples,
         chosen.rl,
         chosen.seed,
     )

@@ -43,8 +43,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     try:
         found = [json.loads(line) for line in path.read_text().splitlines()]
     except OSError as error:
-        hint = "make them first: train_agent.py --stage data"
-        raise InputError(path, expected="examples", found=error.strerror, hint=hint) from error
+        raise _none(path, error) from error
     except ValueError as error:
         raise InputError(path, expected="JSON lines", found=str(error)) from error
     for one in found:
@@ -52,6 +51,19 @@ def read(folder: Path) -> list[dict[str, Any]]:
             for call in message.get("tool_calls", []):
                 call["function"]["arguments"] = json.loads(call["function"]["arguments"])
     return found
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 that tells these examples from others. InputError where there are none."""
+    try:
+        return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+    except OSError as error:
+        raise _none(folder / FILE, error) from error
+
+
+def _none(path: Path, error: OSError) -> InputError:
+    hint = "make them first: train_agent.py --stage data"
+    return InputError(path, expected="examples", found=error.strerror, hint=hint)
 
 
 def _card(counts: Counter[tuple[str, str]], facts: dict[str, Any]) -> str:
