@@ -1,6 +1,6 @@
-"""World models that come with the package, trained on the embedded cohort of configs/embedded.yaml.
+"""Models that come with the package: of simulated patients, trained on the embedded cohort of configs/embedded.yaml.
 
-`make checkpoints` makes them anew. They are models of simulated patients.
+`make checkpoints` makes the world models anew, `make curriculum` the language model.
 """
 
 from __future__ import annotations
@@ -12,3 +12,6 @@ CARRY = Path(__file__).parent / "carry"
 
 PUBLISHED = Path(__file__).parent / "published"
 """Folder of the `published` architecture, trained on the same stays."""
+
+TINY_AGENT = Path(__file__).parent / "tiny_agent"
+"""Folder of a language model of 2.6 million weights that calls the agent's tools, see docs/curriculum.md."""
