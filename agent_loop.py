@@ -75,6 +75,8 @@ class Flags:
     retry_failed: bool = False
 
     def __post_init__(self) -> None:
+        if self.out is not None and not self.out.name:
+            raise InputError("--out", expected="a folder with a name", found=self.out)
         if self.probabilities < 0:
             raise InputError("--probabilities", expected="0, or a number of dialogues", found=self.probabilities)
         written = self.dialogues is not None or self.export is not None
@@ -95,10 +97,8 @@ def main(argv: list[str]) -> None:
     if (flags.probabilities or flags.questions) and settings.agent.backend != "llm":
         expected = "agent.backend llm, for --probabilities and --questions"
         raise InputError("agent", field="backend", expected=expected, found=settings.agent.backend)
-    files.check_replaceable(out, transcripts.FILE, "results of this script")
+    _check_places(out, flags)
     journal.check_open(out, resume=flags.resume)
-    if flags.export is not None:
-        cli.check_json(flags.export)
     serving = agent_run.own_server(settings, flags.serve, flags.replicas)
     stays, checkpoint = flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint
     released = ReleasedFiles.of(flags.released_episodes, flags.scaler, flags.feature_config)
@@ -122,6 +122,19 @@ def main(argv: list[str]) -> None:
     for kind, failed in transcripts.failures(cases).items():
         cli.console.print(f"Failed, {kind}: {len(failed)} (stays {', '.join(map(str, failed[:10]))})")
     cli.console.print(f"Research software, not for care. Results: {out}")
+
+
+def _check_places(out: Path, flags: Flags) -> None:
+    """InputError unless everything can be written, each to a place of its own."""
+    files.check_replaceable(out, transcripts.FILE, "results of this script")
+    taken = {out.resolve(), journal.path_of(out).resolve()}
+    for name, path in (("--export", flags.export), ("--dialogues", flags.dialogues)):
+        if path is None:
+            continue
+        cli.check_file(path)
+        if path.resolve() in taken or out.resolve() in path.resolve().parents:
+            raise InputError(name, expected="a file outside the results", found=path, hint="choose another")
+        taken.add(path.resolve())
 
 
 def _work(run: Run, flags: Flags, asked: LLMSettings, rows: list[int], finished: Callable[[Any], None]) -> None:
@@ -148,7 +161,8 @@ def _write(folder: Path, cases: list[dict[str, Any]], run: Run, flags: Flags) ->
         found = intrinsic.table(answered, draws=evaluation.draws, seed=evaluation.seed)
         found.to_csv(folder / "questions.csv")
         title = "Asked at the first decision, without a simulator (95 % by patient)"
-        cli.console.print(cli.table(intrinsic.wide(found), title=title))
+        if not found.empty:
+            cli.console.print(cli.table(intrinsic.wide(found), title=title))
     else:
         report.write(folder / report.FILE, cases, run.describe())
         markdown.write(folder / markdown.FILE, cases)

@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     settings, flags = config.load(argv, Flags, description="Print the tables of a cohort, world model and policies.")
     numbers: Numbers = {}
     if flags.json is not None:
-        cli.check_json(flags.json)
+        cli.check_file(flags.json)
     if flags.case is not None:
         numbers = _case(settings, flags, flags.case)
     else:

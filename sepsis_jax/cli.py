@@ -69,7 +69,7 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def check_json(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Raise InputError unless `path` can become a file. Call it before long work."""
     if not path.name or path.is_dir():
         raise InputError(path, expected="a file", found="a folder")
@@ -78,7 +78,7 @@ def check_json(path: Path) -> None:
 
 def write_json(path: Path, numbers: Mapping[str, float | int | None]) -> None:
     """One flat object of numbers, written aside and renamed; what is not finite becomes null."""
-    check_json(path)
+    check_file(path)
     finite = {name: None if value is None or not math.isfinite(value) else value for name, value in numbers.items()}
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

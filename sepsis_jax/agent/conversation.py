@@ -68,7 +68,7 @@ class Conversation(abc.ABC):
             calls = [(one.function.name, one.function.arguments) for one in answer.tool_calls or []]
             case.messages.append(tools.say(len(case.messages), answer.content or "", *calls))
             try:
-                if completion.choices[0].finish_reason == "length" and not calls:
+                if completion.choices[0].finish_reason in ("length", "content_filter"):
                     raise Malformed("cut off", f"the answer did not end within {self._settings.max_tokens} tokens")
                 call = tools.read(answer.content, calls, simulator=self._settings.simulator)
                 if isinstance(call, Simulate) and not left:

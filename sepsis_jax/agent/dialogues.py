@@ -49,10 +49,15 @@ def _silent(message: Message) -> Message:
     calls = message.get("tool_calls")
     if not calls:
         return message
-    kept = []
-    for call in calls:
-        arguments = json.loads(call["function"]["arguments"])
-        arguments.pop("rationale", None)
-        text = json.dumps(arguments, separators=(",", ":"))
-        kept.append(call | {"function": call["function"] | {"arguments": text}})
-    return message | {"tool_calls": kept}
+    return message | {"tool_calls": [call | {"function": _bare(call["function"])} for call in calls]}
+
+
+def _bare(function: dict[str, Any]) -> dict[str, Any]:
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):
+        return function  # a malformed call stays as it was said
+    if not isinstance(arguments, dict) or "rationale" not in arguments:
+        return function
+    del arguments["rationale"]
+    return function | {"arguments": json.dumps(arguments, separators=(",", ":"))}

@@ -6,8 +6,10 @@ case. A kill in the middle of a line leaves that line broken; it is cut off, and
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,6 +44,7 @@ class Journal:
         lines = [{"run": identity}, *self.done.values()]
         files.write(path, "".join(f"{json.dumps(one, allow_nan=False)}\n" for one in lines).encode())
         self._file = path.open("ab")
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def add(self, case: dict[str, Any]) -> None:
         """One more finished case; on disk when this returns. InputError if the disk takes no more."""
@@ -57,7 +60,8 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a disk that is full, which has been said
+            self._file.close()
         if kind is not None and not self.done:  # nothing to go on with, and nothing that may stand in the way
             self._path.unlink(missing_ok=True)
 
@@ -101,17 +105,25 @@ def open_run(out: Path, identity: Any, *, resume: bool, retry_failed: bool) -> J
 def _finished(out: Path) -> tuple[Any, list[dict[str, Any]]]:
     try:
         identity = json.loads((out / RUN).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(out, expected="a finished run", found="none", hint="leave out --retry_failed") from error
     return identity, transcripts.read(out / transcripts.FILE)
 
 
 def _unfinished(path: Path) -> tuple[Any, list[dict[str, Any]]]:
-    text = path.read_bytes()
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                path, expected="a run that has stopped", found="one that another process works on"
+            ) from error
+        text = file.read()
     whole = text[: text.rfind(b"\n") + 1]  # the rest is what a kill left of a line
     try:
-        head, *cases = [json.loads(line) for line in whole.splitlines()]
-        return head["run"], list({one["stay_id"]: one for one in cases}.values())
-    except (ValueError, KeyError, TypeError) as error:
+        head, *lines = whole.splitlines()
+        cases = [transcripts.of_line(line) for line in lines]
+        return json.loads(head)["run"], list({one["stay_id"]: one for one in cases}.values())
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         hint = "delete it to start anew"
         raise InputError(path, expected="the journal of a run", found=repr(error)[:80], hint=hint) from error

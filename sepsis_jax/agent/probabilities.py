@@ -56,6 +56,15 @@ class Scorer:
         await self._backend.close()
 
     async def probabilities(self, case: Case, draw: int) -> tuple[np.ndarray, bool]:
+        """See `_probabilities`, whose server may answer anything."""
+        try:
+            return await self._probabilities(case, draw)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise Failed(
+                "no log-probabilities", f"the server's answer is another than vLLM's: {error!r:.200}"
+            ) from error
+
+    async def _probabilities(self, case: Case, draw: int) -> tuple[np.ndarray, bool]:
         """One dialogue about the open decision, and what it was likely to end with.
 
         Args:
@@ -105,7 +114,7 @@ class Scorer:
             for text, value in ((choice.logprobs and choice.logprobs.top_logprobs) or [{}])[0].items():
                 if text in _LEVELS:
                     row[int(text)] = value
-        if not np.isfinite(logs).all():
+        if not (np.isfinite(logs) & (logs < 1e-3) & (logs > -1e4)).all():
             raise Failed("no log-probabilities", "the server does not say how likely each level is; it must be vLLM")
         return served(logs, self._settings.temperature, self._settings.top_p)
 

@@ -63,7 +63,7 @@ class Prompts:
         for name in _TEMPLATES:
             try:
                 self._texts.get_template(f"{name}.jinja")
-            except TemplateError as error:
+            except (TemplateError, UnicodeError, OSError, RecursionError) as error:
                 raise InputError(f"{name}.jinja", expected="a Jinja template", found=str(error)) from error
 
     def system(self, bins: ActionBins, *, simulator: bool, simulations: int) -> str:
@@ -95,8 +95,8 @@ class Prompts:
     def _render(self, name: str, **facts: Any) -> str:
         try:
             return self._texts.get_template(f"{name}.jinja").render(**facts).strip()
-        except TemplateError as error:
-            raise InputError(f"{name}.jinja", expected="a template of known names", found=str(error)) from error
+        except Exception as error:  # a template can compute anything
+            raise InputError(f"{name}.jinja", expected="a template of known names", found=repr(error)[:200]) from error
 
 
 def measured(obs: np.ndarray, mask: np.ndarray) -> list[dict[str, str]]:
@@ -110,6 +110,9 @@ def measured(obs: np.ndarray, mask: np.ndarray) -> list[dict[str, str]]:
 
 def _check(folder: Path) -> None:
     names = [f"{name}.jinja" for name in _TEMPLATES]
+    for name in names:
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise InputError(folder / name, expected="a file", found="something else")
     if not any((folder / name).is_file() for name in names):
         raise InputError(folder, expected=f"some of {', '.join(names)}", found="none")
 

@@ -67,15 +67,15 @@ def run(
 
 def _yes(said: Any) -> float:
     """Of the probability of all beginnings of either word, the part that begins with `yes`."""
-    tokens = said.choices[0].logprobs and said.choices[0].logprobs.content
-    if not tokens:
-        raise Failed("no log-probabilities", "the server does not say how likely its tokens are")
-    total = {"yes": 0.0, "no": 0.0}
-    for one in tokens[0].top_logprobs:
-        for word in total:
-            if one.token.strip().lower() and word.startswith(one.token.strip().lower()):
-                total[word] += math.exp(one.logprob)
-    if not sum(total.values()):
+    try:
+        first = said.choices[0].logprobs.content[0].top_logprobs
+        chances = [(one.token.strip().lower(), math.exp(one.logprob)) for one in first]
+    except (AttributeError, IndexError, TypeError, OverflowError) as error:
+        raise Failed("no log-probabilities", "the server does not say how likely its tokens are") from error
+    total = {
+        word: sum(chance for token, chance in chances if token and word.startswith(token)) for word in ("yes", "no")
+    }
+    if not 0 < sum(total.values()) < 2:
         raise Failed("no log-probabilities", "neither yes nor no is among the likeliest tokens")
     return total["yes"] / sum(total.values())
 

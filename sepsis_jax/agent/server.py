@@ -88,9 +88,12 @@ def _wait(running: list[tuple[subprocess.Popen[bytes], int, Path]], wait_s: floa
             time.sleep(_POLL_S)
 
 
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def _is_well(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2.0) as answer:
+        with _DIRECTLY.open(f"http://{HOST}:{port}/health", timeout=2.0) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

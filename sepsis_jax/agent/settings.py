@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import urllib.parse
 from pathlib import Path
 from typing import Literal
 
@@ -86,3 +87,17 @@ class LLMSettings:
         check_range(self, "llm", max_model_len=(0, 10_000_000))
         if not self.base_urls:
             raise InputError("llm", field="base_urls", expected="at least one address", found="none")
+        for url in self.base_urls:
+            if not _is_address(url):
+                raise InputError(
+                    "llm", field="base_urls", expected="http://HOST:PORT/v1 or https://...", found=repr(url)
+                )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        plain = url.isascii() and not any(c.isspace() for c in url)
+        return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False

@@ -45,11 +45,15 @@ def side_by_side(
         return done
 
     async def everyone() -> list[dict[str, Any]]:
+        every = [int(row) for row in rows]
         try:
             with Progress(*_COLUMNS, transient=True) as progress:
-                tasks = [int(row) for row in rows]
-                task = progress.add_task("stays", total=len(tasks), pace="")
-                return await asyncio.gather(*(one(row, progress, task) for row in tasks))
+                task = progress.add_task("stays", total=len(every), pace="")
+                async with asyncio.TaskGroup() as group:  # an error ends the others before anything is closed
+                    tasks = [group.create_task(one(row, progress, task)) for row in every]
+            return [task.result() for task in tasks]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
         finally:
             await close()
 

@@ -22,8 +22,8 @@ Message = dict[str, Any]
 
 _LEVEL = {"type": "integer", "minimum": 0, "maximum": LEVELS - 1}
 _PAIR = rf"^\[[0-{LEVELS - 1}],[0-{LEVELS - 1}]\]$"
-_IN_TEXT = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-_FENCE = re.compile(r"^```(?:json)?\s*(.*?)\s*```$", re.DOTALL)
+_OPEN, _CLOSE, _FENCE = "<tool_call>", "</tool_call>", "```"
+_THINKING, _THOUGHT = "<think>", "</think>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,10 @@ def read(content: str | None, calls: list[tuple[str, str]], *, simulator: bool) 
     Raises:
       Malformed: there is no such call.
     """
-    found = calls or _from_text(content or "")
+    said = _without_thoughts(content or "")
+    if calls and _OPEN in said:
+        raise Malformed("several calls", "a call in words beside one of a tool; make one")
+    found = calls or _from_text(said)
     if not found:
         raise Malformed("no call", "answer with one call of a tool")
     if len(found) > 1:
@@ -155,9 +158,9 @@ def read(content: str | None, calls: list[tuple[str, str]], *, simulator: bool) 
     if name != PRESCRIPTION and not (simulator and name == SIMULATION):
         raise Malformed("unknown tool", f"there is no tool {name[:40]!r} here")
     try:
-        arguments = json.loads(text)
+        arguments = _loads(text)
     except (ValueError, RecursionError) as error:
-        raise Malformed("broken JSON", f"arguments are not JSON ({error})") from error
+        raise Malformed("broken JSON", f"arguments are not JSON ({str(error)[:80]})") from error
     if not isinstance(arguments, dict):
         raise Malformed("wrong arguments", "arguments are an object")
     return _simulate(arguments) if name == SIMULATION else _prescribe(arguments)
@@ -165,26 +168,56 @@ def read(content: str | None, calls: list[tuple[str, str]], *, simulator: bool) 
 
 def spoken(text: str) -> tuple[str, list[tuple[str, str]]]:
     """(content, calls) of an answer as a server parses it; all of it is content where a call is not JSON."""
-    marked = _IN_TEXT.findall(text)
-    calls = _from_text(text) if marked else []
-    return (text.partition("<tool_call>")[0], calls) if calls and len(calls) == len(marked) else (text, [])
+    try:
+        calls = _from_text(text) if _OPEN in text else []
+    except Malformed:
+        calls = []
+    return (text.partition(_OPEN)[0], calls) if calls else (text, [])
+
+
+def _without_thoughts(text: str) -> str:
+    """What a model says to itself is no answer, whatever calls it tries there."""
+    before, opened, rest = text.partition(_THINKING)
+    if not opened:
+        return text
+    return before + rest.rpartition(_THOUGHT)[2] if _THOUGHT in rest else before
 
 
 def _from_text(content: str) -> list[tuple[str, str]]:
-    """(name, arguments) of calls that stand in the text, as `<tool_call>` or as bare JSON."""
-    parts = _IN_TEXT.findall(content)
-    if not parts:
-        fenced = _FENCE.match(content.strip())
-        parts = [fenced.group(1) if fenced else content.strip()]
-    found = []
-    for part in parts:
-        try:
-            call = json.loads(part)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(call, dict) and isinstance(call.get("name"), str):
-            found.append((call["name"], json.dumps(call.get("arguments"))))
-    return found
+    """(name, arguments) of calls that stand in the text, as `<tool_call>` or as bare JSON. Raises Malformed."""
+    if _OPEN in content:
+        return [_written_call(part.partition(_CLOSE)) for part in content.split(_OPEN)[1:]]
+    bare = content.strip()
+    if len(bare) > 2 * len(_FENCE) and bare.startswith(_FENCE) and bare.endswith(_FENCE):
+        bare = bare[len(_FENCE) : -len(_FENCE)].removeprefix("json")
+    try:
+        call = _loads(bare)
+    except (ValueError, RecursionError):
+        return []
+    named = isinstance(call, dict) and isinstance(call.get("name"), str)
+    return [(call["name"], json.dumps(call.get("arguments")))] if named else []
+
+
+def _written_call(part: tuple[str, str, str]) -> tuple[str, str]:
+    text, closed, _ = part
+    try:
+        call = _loads(text) if closed else None
+    except (ValueError, RecursionError) as error:
+        raise Malformed("broken JSON", f"a call is not JSON ({str(error)[:80]})") from error
+    if not (isinstance(call, dict) and isinstance(call.get("name"), str)):
+        raise Malformed("broken JSON", "a call is an object with 'name' and 'arguments', and ends")
+    return call["name"], json.dumps(call.get("arguments"))
+
+
+def _loads(text: str) -> Any:
+    """JSON whose objects name each key once. Raises ValueError or RecursionError."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise ValueError("a key is there twice")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 def _simulate(arguments: dict[str, Any]) -> Simulate:

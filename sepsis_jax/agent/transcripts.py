@@ -58,9 +58,17 @@ def write(path: Path, transcripts: Iterable[dict[str, Any]]) -> None:
 def read(path: Path) -> list[dict[str, Any]]:
     """Inverse of `write`. Raises InputError for a missing or damaged file."""
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
+        return [of_line(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(path, expected="one JSON object a line", found=str(error)) from error
+
+
+def of_line(line: str | bytes) -> dict[str, Any]:
+    """A stay's record. Raises ValueError or RecursionError where the line holds none."""
+    one = json.loads(line)
+    if not isinstance(one, dict) or type(one.get("stay_id")) is not int or "failed" not in one:
+        raise ValueError(f"{line[:60]!r}, which is no record of a stay")
+    return one
 
 
 def table(transcripts: list[dict[str, Any]]) -> pd.DataFrame:

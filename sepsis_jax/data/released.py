@@ -1,7 +1,7 @@
 """Safe import of the files that the published system releases (arXiv 2605.14723): test episodes and their scaler.
 
-The episodes are a pickle, and a pickle can run code. `_Unpickler` therefore builds NumPy arrays, NumPy scalars and
-plain containers and nothing else. What the three files mean, and what they do not say:
+The episodes are a pickle, and a pickle can run code, so `unpickling` reads them. What the three files mean, and what
+they do not say:
 
 - `obs` is z-scored with `dyn_mean`, `dyn_std`, urine log1p-transformed before; age and Charlson index are z-scored
   with `static_scaler_mean`, `static_scaler_std`; gender is 0/1; masks are 0/1. Values were clipped to a 1-99 %
@@ -18,17 +18,16 @@ plain containers and nothing else. What the three files mean, and what they do n
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy._core import multiarray, numeric
 
 from sepsis_jax.clinical import sofa
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, LEVELS, ActionBins, one_hot
 from sepsis_jax.clinical.features import NAMES, NUM_FEATURES, NUM_MASKED, STATICS, URINE
+from sepsis_jax.data import unpickling
 from sepsis_jax.data.episodes import EXIT_TRUNCATED, SPLITS, Episodes
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.errors import InputError
@@ -36,6 +35,7 @@ from sepsis_jax.errors import InputError
 MAX_PICKLE_BYTES = 1 << 30  # the released test set has some ten megabytes
 MAX_JSON_BYTES = 1 << 20
 WEIGHT_KG = 80.0
+_LARGEST = 1e30  # of numbers that still may be multiplied in float32
 
 _STEP_FIELDS: dict[str, tuple[int, ...]] = {
     "obs": (NUM_FEATURES,),
@@ -64,10 +64,17 @@ def load(
       InputError: a file is missing, too large, of another layout, or a pickle of anything but data.
     """
     read_scaler = load_scaler(scaler, feature_config)
-    stays = _load_pickle(Path(episodes))
+    _check_size(Path(episodes), MAX_PICKLE_BYTES)
+    stays = unpickling.load(Path(episodes))
     if not isinstance(stays, list) or not stays:
         raise InputError(episodes, expected="a list with at least one episode", found=_describe(stays))
-    return _collate([_stay(episodes, i, stay) for i, stay in enumerate(stays)], read_scaler, bins), read_scaler
+    checked = [_stay(episodes, i, stay) for i, stay in enumerate(stays)]
+    ids, first = np.unique([stay["stay_id"] for stay in checked], return_index=True)
+    if len(ids) < len(checked):
+        twice = min(set(range(len(checked))) - set(first.tolist()))
+        found = f"{int(checked[twice]['stay_id'])} again"
+        raise InputError(episodes, field=f"episode {twice}, stay_id", expected="an id of its own", found=found)
+    return _collate(checked, read_scaler, bins), read_scaler
 
 
 def load_scaler(scaler: Path | str, feature_config: Path | str) -> Scaler:
@@ -155,7 +162,7 @@ def _stay(file: Path | str, index: int, stay: Any) -> dict[str, np.ndarray]:
         if wrong.size:
             expected = f"values of {', '.join(map(str, allowed))}"
             raise InputError(file, field=f"{at}, {name}", expected=expected, found=wrong.flat[0])
-    if not 0 <= checked["stay_id"] < 2**31:
+    if not (0 <= checked["stay_id"] < 2**31 and checked["stay_id"] == np.floor(checked["stay_id"])):
         raise InputError(file, field=f"{at}, stay_id", expected="a 32-bit id", found=checked["stay_id"])
     levels = np.stack([checked["vaso_actions"], checked["fluid_actions"]], axis=-1)
     if not np.array_equal(np.asarray(one_hot(levels)), checked["actions"]):
@@ -171,12 +178,12 @@ def _array(file: Path | str, field: str, stay: dict[str, Any], name: str, shape:
         raise InputError(file, field=field, expected=expected, found="no such key")
     try:
         value = np.asarray(stay[name], np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(file, field=field, expected=expected, found=_describe(stay[name])) from None
     if value.shape != shape:
         raise InputError(file, field=field, expected=expected, found=f"shape {list(value.shape)}")
-    if not np.isfinite(value).all():
-        raise InputError(file, field=field, expected="finite numbers", found="NaN or infinity")
+    if not (np.abs(value) < _LARGEST).all():
+        raise InputError(file, field=field, expected="finite numbers", found="NaN, infinity or more than float32 holds")
     return value
 
 
@@ -218,51 +225,8 @@ def _positive(file: Path | str, key: str, content: dict[str, Any], count: int) -
     return numbers
 
 
-def _load_pickle(file: Path) -> Any:
-    _check_size(file, MAX_PICKLE_BYTES)
-    with file.open("rb") as stream:
-        try:
-            return _Unpickler(stream).load()
-        except _Refused as refused:
-            hint = "it could run code; nothing was loaded"
-            raise InputError(file, expected="arrays and plain values", found=refused, hint=hint) from None
-        except Exception as error:  # a broken pickle can raise anything
-            raise InputError(file, expected="a pickle of arrays and plain values", found=repr(error)) from None
-
-
-class _Refused(Exception):
-    """A pickle asked for something that is not data."""
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """What pickle protocol 2 calls to rebuild bytes."""
-    if encoding != "latin1":
-        raise _Refused(f"the codec {encoding!r}")
-    return text.encode("latin1")
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds NumPy arrays, NumPy scalars and plain containers; every other global is refused before it is imported."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The global of this name, if it is one of the few allowed."""
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        package, _, submodule = module.partition(".")
-        # NumPy 2 renamed numpy.core to numpy._core; files of both kinds are around.
-        core, _, leaf = submodule.partition(".")
-        if package == "numpy" and core in ("core", "_core"):
-            if (leaf, name) in {("multiarray", "_reconstruct"), ("multiarray", "scalar")}:
-                return getattr(multiarray, name)
-            if (leaf, name) == ("numeric", "_frombuffer"):
-                return numeric._frombuffer  # type: ignore[attr-defined]
-        raise _Refused(f"{module}.{name}")
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise _Refused("a persistent id")
-
-
 def _describe(value: object) -> str:
-    return f"{type(value).__name__} {value!r}"[:80]
+    try:
+        return f"{type(value).__name__} {value!r}"[:80]
+    except ValueError:  # an integer of thousands of digits
+        return type(value).__name__

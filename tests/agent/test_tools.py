@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -47,7 +48,14 @@ def text_call(*arguments):
         (None, [], "no call"),
         ("", [], "no call"),
         ("Give [1,2].", [], "no call"),
-        ("<tool_call>{broken</tool_call>", [], "no call"),
+        ("<tool_call>{broken</tool_call>", [], "broken JSON"),
+        ("<tool_call>{broken</tool_call>" + text_call(GOOD), [], "several calls"),
+        (text_call(GOOD) + '<tool_call>{"name": "prescription"', [], "several calls"),
+        (text_call(GOOD), call("prescription", GOOD), "several calls"),
+        (f"<think>Never {text_call(GOOD)}</think> I do not know.", [], "no call"),
+        (f"<think>Or {text_call(GOOD)}", [], "no call"),
+        (text_call('{"vasopressor": 4, "vasopressor": 0, "iv_fluid": 0}'), [], "broken JSON"),
+        (None, call("prescription", '{"vasopressor": 4, "vasopressor": 0, "iv_fluid": 0}'), "broken JSON"),
         ("[1, 2]", [], "no call"),
         ('{"name": 3}', [], "no call"),
         ("[" * 100_000, [], "no call"),
@@ -81,6 +89,19 @@ def test_malformed_answers_by_kind(content, calls, kind):
     with pytest.raises(Malformed) as caught:
         tools.read(content, calls, simulator=True)
     assert caught.value.kind == kind and caught.value.detail
+
+
+def test_reading_takes_no_time_however_odd_the_text():
+    began = time.monotonic()
+    for text in ("<tool_call>" + "\n" * 50_000, "```" + "\n" * 50_000, "<tool_call>" * 20_000, "<think>" * 50_000):
+        with pytest.raises(Malformed):
+            tools.read(text, [], simulator=True)
+    assert time.monotonic() - began < 2
+
+
+def test_thoughts_before_a_call_are_no_call():
+    said = f"<think>Perhaps {text_call(GOOD)}</think>" + text_call('{"vasopressor": 0, "iv_fluid": 3}')
+    assert tools.read(said, [], simulator=True) == Prescribe((0, 3))
 
 
 def test_without_a_simulator_there_is_no_simulation():

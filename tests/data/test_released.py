@@ -211,6 +211,14 @@ def _global(module: str, name: str, argument: str) -> bytes:
     return f"c{module}\n{name}\n(V{argument}\ntR.".encode()
 
 
+def _kind_with_parts() -> bytes:
+    """A dtype whose state says that its bytes are objects, and an array of it: NumPy would take bytes for pointers."""
+    kind = (
+        b"cnumpy\ndtype\n(VV8\nI00\nI01\ntR(I3\nV|\nN(Va\nt(dVa\n(cnumpy\ndtype\n(VO\nI00\nI01\ntRI0\ntsI8\nI1\nI0\ntb"
+    )
+    return b"cnumpy._core.numeric\n_frombuffer\n(C\x08AAAAAAAA" + kind + b"(I1\ntVC\ntR."
+
+
 def _malicious(marker: Path) -> dict[str, bytes]:
     touch = f"open({str(marker)!r}, 'w').close()"
     command = f"touch {marker}"
@@ -234,6 +242,9 @@ def _malicious(marker: Path) -> dict[str, bytes]:
         "numpy loadtxt": _global("numpy.core.multiarray", "fromfile", str(marker)),
         "numpy testing": _global("numpy.testing._private.utils", "runstring", touch),
         "codec": b"c_codecs\nencode\n(Vx\nVrot13\ntR.",
+        "ndarray itself": pickle.dumps(_Reduce(np.ndarray, (2,))),
+        "objects in a dtype": _kind_with_parts(),
+        "attribute of a builder": b"c_codecs\nencode\n(N(dV__defaults__\n(Vlatin1\ntstb.",
         "object array": pickle.dumps(np.array([_Reduce(exec, touch)], object)),
         "unknown module": _global("antigravity", "fly", ""),
         "memory": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b".",
@@ -251,6 +262,13 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("name", ["os.system", "eval", "exec", "stack_global", "inst", "obj", "object array"])
+def test_ids_are_whole_and_each_ones_own(tmp_path: Path, stays: list[dict[str, Any]]):
+    for ids in ((7, 7), (1.2, 1.7)):
+        some = [stay | {"stay_id": one} for stay, one in zip(stays, ids, strict=False)]
+        with pytest.raises(InputError, match="stay_id"):
+            released.load(*write(tmp_path, pickle.dumps(some)))
+
+
 def test_the_table_above_is_dangerous(tmp_path: Path, name: str):
     """The plain unpickler does run them, so the refusals mean something."""
     marker = tmp_path / "ran"
