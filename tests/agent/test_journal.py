@@ -86,3 +86,29 @@ def test_a_run_that_ends_before_its_first_case_leaves_nothing_in_the_way(tmp_pat
         log.add({"stay_id": 1, "failed": None})
         raise RuntimeError
     assert journal.path_of(tmp_path / "out").exists()
+
+
+def test_a_run_that_somebody_works_on_is_not_taken_over(tmp_path):
+    with begin(tmp_path / "agent") as log:
+        log.add(case(0))
+        with pytest.raises(InputError, match="another process works on"):
+            begin(tmp_path / "agent", resume=True)
+        log.add(case(1))
+    with begin(tmp_path / "agent", resume=True) as log:
+        assert sorted(log.done) == [0, 1]
+
+
+NO_RECORDS = ("[1]", "5", "{}", '{"stay_id": 4}', '{"stay_id": [4], "failed": null}', "[" * 100_000)
+
+
+@pytest.mark.parametrize("line", NO_RECORDS, ids=lambda line: line[:20])
+def test_damaged_lines_get_one_line(tmp_path, line):
+    with begin(tmp_path / "agent") as log:
+        log.add(case(0))
+    path = journal.path_of(tmp_path / "agent")
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(InputError, match="unfinished"):
+        begin(tmp_path / "agent", resume=True)
+    (tmp_path / transcripts.FILE).write_text(line + "\n")
+    with pytest.raises(InputError, match="one JSON object a line"):
+        transcripts.read(tmp_path / transcripts.FILE)

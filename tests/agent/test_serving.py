@@ -85,6 +85,11 @@ def test_what_cannot_be_served(tmp_path, model):
         (["--probabilities", "1", "--dialogues", "x"], "one of them"),
         (["--agent.backend", "llm", "--serve", "x", "--llm.vllm", "nowhere"], "make vllm"),
         (["--agent.backend", "llm", "--llm.base_urls", "[]"], "at least one address"),
+        (["--out", "."], "a folder with a name"),
+        (["--dialogues", "."], "expected a file"),
+        (["--dialogues", "x.json", "--export", "x.json"], "a file outside the results"),
+        (["--out", "x", "--dialogues", "x/transcripts.jsonl"], "a file outside the results"),
+        (["--out", "x", "--export", "x.unfinished.jsonl"], "a file outside the results"),
     ],
 )
 def test_bad_flags_end_before_anything_is_read(tmp_path, words, message):
