@@ -17,7 +17,7 @@ TRAIN := .venv-train
 DEVICE ?=
 MODEL ?= tiny
 
-.PHONY: help demo vllm llm-train demo-llm curriculum curriculum-smoke checkpoints test test-slow test-all lint types lock clean
+.PHONY: help demo vllm llm-train demo-llm curriculum tiny-agent curriculum-smoke checkpoints test test-slow test-all lint types lock clean
 
 help:
 	@echo "make demo      set up, then the whole way on the embedded cohort: data, world model, agent, evaluation"
@@ -78,6 +78,15 @@ CURRICULUM := --config configs/curriculum_tiny.yaml --checkpoint sepsis_jax/chec
 curriculum: $(VENV)/.installed vllm llm-train
 	test -d runs/curriculum_tiny/episodes || $(BIN)/python prepare_data.py --config configs/curriculum_tiny.yaml
 	for stage in data dynamics demonstrations rl; do $(TRAIN)/bin/python train_agent.py --stage $$stage $(CURRICULUM) || exit 2; done
+
+# Until the whole curriculum makes it: a third of an hour with its data.
+tiny-agent: $(VENV)/.installed llm-train
+	test -d runs/curriculum_tiny/episodes || $(BIN)/python prepare_data.py --config configs/curriculum_tiny.yaml
+	$(BIN)/python train_agent.py --stage data $(CURRICULUM)
+	cd runs/curriculum_tiny/curriculum/data && awk 'NR % 7 == 0' dynamics/examples.jsonl | cat demonstrations/examples.jsonl - > mixed.jsonl
+	$(TRAIN)/bin/python sepsis_jax/curriculum/small_models.py tiny --steps 900 \
+		--dialogues runs/curriculum_tiny/curriculum/data/mixed.jsonl --out runs/curriculum_tiny/tiny_agent
+	cp runs/curriculum_tiny/tiny_agent/* sepsis_jax/checkpoints/tiny_agent/
 
 curriculum-smoke: $(VENV)/.installed-dev vllm llm-train
 	$(SLOW) tests/curriculum/test_stages.py

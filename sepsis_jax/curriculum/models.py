@@ -25,6 +25,7 @@ def make(settings: BaseSettings, dialogues: Sequence[dict[str, Any]], out: Path,
     if settings.model == "tiny":
         shape = {"vocabulary": settings.vocabulary, "hidden": settings.hidden, "layers": settings.layers}
         model, tokenizer = small_models.tiny(dialogues, seed=seed, **shape)
+        small_models.train(model, tokenizer, dialogues, settings.reading, seed, said=0.0, read=1.0)
     elif settings.model == "smollm2":
         model, tokenizer = small_models.smollm2()
     else:

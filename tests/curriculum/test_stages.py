@@ -25,6 +25,7 @@ SIZES = (
     "--checkpoint=sepsis_jax/checkpoints/carry",
     "--cohort.patients=160",
     "--clinician.updates=50",
+    "--curriculum.base.reading=300",
     "--curriculum.stays=24",
     "--curriculum.dynamics.examples=300",
     "--curriculum.dynamics.save_every=5",
