@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,9 @@ def main(argv: list[str]) -> None:
     for kind, failed in transcripts.failures(cases).items():
         cli.console.print(f"Failed, {kind}: {len(failed)} (stays {', '.join(map(str, failed[:10]))})")
     cli.console.print(f"Research software, not for care. Results: {out}")
+    if cases and all(one["failed"] is not None for one in cases):
+        first = cases[0]["failed"]
+        sys.exit(f"every case failed; the first: {first['kind']}, {first['detail']}")
 
 
 def _check_places(out: Path, flags: Flags) -> None:

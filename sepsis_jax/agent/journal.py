@@ -71,6 +71,8 @@ def check_open(out: Path, *, resume: bool) -> None:
     path = path_of(out)
     if resume and not path.exists():
         raise InputError(path, expected="an unfinished run", found="none", hint="leave out --resume")
+    if path.exists() and not resume and not _unfinished(path)[1]:
+        path.unlink()  # a run that was stopped before its first case
     if path.exists() and not resume:
         hint = f"--resume goes on with it; to start anew, delete {path}"
         raise InputError(path, expected="no unfinished run", found="one", hint=hint)

@@ -69,7 +69,7 @@ class LLMBackend(Conversation):
             async with asyncio.timeout(settings.timeout_s * (settings.retries + 1)):
                 answer = await ask(model=settings.model, **request)
         except (openai.OpenAIError, TimeoutError, ValueError, RecursionError) as error:  # of answers that are no JSON
-            raise _failure(error, self._key) from error
+            raise _failure(error, str(client.base_url), self._key) from error
         wrong = _oddity(answer, kind)
         if wrong:
             raise Failed("server error", wrong)
@@ -107,14 +107,14 @@ def _is_call(one: Any) -> bool:
     return all(isinstance(getattr(function, name, None), str) for name in ("name", "arguments"))
 
 
-def _failure(error: Exception, key: str) -> Failed:
+def _failure(error: Exception, url: str, key: str) -> Failed:
     text = str(error).replace(key, "***")[:300] if key != _NO_KEY else str(error)[:300]
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return Failed("timeout", text or "no answer in time")
     if isinstance(error, openai.RateLimitError):
         return Failed("rate limit", text)
     if isinstance(error, openai.APIConnectionError):
-        return Failed("no connection", text)
+        return Failed("no connection", f"{url}: {text} Is a server there? --serve MODEL starts one.")
     if isinstance(error, openai.BadRequestError) and any(words in text.lower() for words in _TOO_LONG):
         return Failed("context overflow", text)
     return Failed("server error", text)

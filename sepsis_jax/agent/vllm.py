@@ -54,7 +54,8 @@ class Serving:
             hint = "build it: make vllm"
             raise InputError(settings.vllm, expected="an environment with vLLM", found="none", hint=hint) from error
         folder = Path(model)
-        if (folder.exists() or model.startswith((".", "/"))) and not (folder / "config.json").is_file():
+        no_hub_name = model.startswith((".", "/")) or model.count("/") > 1
+        if (folder.exists() or no_hub_name) and not (folder / "config.json").is_file():
             expected = "a folder with config.json, or the name of a model on a hub"
             raise InputError(model, expected=expected, found="no config.json" if folder.exists() else "nothing")
         return cls((settings.vllm / "bin" / "python").absolute(), device, model, replicas, settings)

