@@ -116,6 +116,7 @@ SMALL = (
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command(tmp_path, capsys):
     out = tmp_path / "numbers.json"
     words = (*SMALL, "--run", str(tmp_path / "run"), "--checkpoint", str(checkpoints.CARRY), "--json", str(out))
