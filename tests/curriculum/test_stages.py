@@ -22,7 +22,6 @@ TRAINING = ROOT / ".venv-train"
 PYTHON = str(TRAINING / "bin" / "python")
 SIZES = (
     "--config=configs/curriculum_tiny.yaml",
-    "--checkpoint=sepsis_jax/checkpoints/carry",
     "--cohort.patients=160",
     "--clinician.updates=50",
     "--curriculum.base.reading=300",
@@ -58,6 +57,7 @@ def stages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     words = (*SIZES, f"--run={folder}")
     finish(start("prepare_data.py", *words, python=sys.executable))
+    words += ("--checkpoint=sepsis_jax/checkpoints/carry",)
     assert "questions about courses" in finish(start("train_agent.py", "--stage=data", *words, python=sys.executable))
     first, whole = start("train_agent.py", "--stage=dynamics", *words), folder / "curriculum" / "dynamics"
     while first.poll() is None and not list(whole.glob("checkpoints/checkpoint-*/whole")):
