@@ -168,8 +168,9 @@ def read(content: str | None, calls: list[tuple[str, str]], *, simulator: bool) 
 
 def spoken(text: str) -> tuple[str, list[tuple[str, str]]]:
     """(content, calls) of an answer as a server parses it; all of it is content where a call is not JSON."""
+    said = _without_thoughts(text)
     try:
-        calls = _from_text(text) if _OPEN in text else []
+        calls = _from_text(said) if _OPEN in said else []
     except Malformed:
         calls = []
     return (text.partition(_OPEN)[0], calls) if calls else (text, [])

@@ -43,7 +43,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     try:
         found = [json.loads(line) for line in path.read_text().splitlines()]
     except OSError as error:
-        raise _none(path, error) from error
+        raise _none(path, error.strerror) from error
     except ValueError as error:
         raise InputError(path, expected="JSON lines", found=str(error)) from error
     for one in found:
@@ -55,15 +55,15 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 def digest(folder: Path) -> str:
     """SHA-256 that tells these examples from others. InputError where there are none."""
-    try:
-        return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
-    except OSError as error:
-        raise _none(folder / FILE, error) from error
+    found = files.digests(folder).get(FILE)
+    if found is None:
+        raise _none(folder / FILE, "no such file")
+    return found
 
 
-def _none(path: Path, error: OSError) -> InputError:
+def _none(path: Path, found: str | None) -> InputError:
     hint = "make them first: train_agent.py --stage data"
-    return InputError(path, expected="examples", found=error.strerror, hint=hint)
+    return InputError(path, expected="examples", found=found, hint=hint)
 
 
 def _card(counts: Counter[tuple[str, str]], facts: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,15 +57,14 @@ def examples(source: Source, count: int, seed: int) -> Iterator[dict[str, Any]]:
       kind, answer, stay_id, messages. Deterministic given the seed.
     """
     draw = np.random.default_rng(seed)
-    makers: dict[str, Callable[[int, np.random.Generator], Iterator[dict[str, Any]]]] = {
-        "mortality": lambda n, draw: _yes_or_no(source, "mortality", n, draw),
-        "vasopressor": lambda n, draw: _yes_or_no(source, "vasopressor", n, draw),
-        "values": lambda n, draw: _next(source, "values", n, draw),
-        "directions": lambda n, draw: _next(source, "directions", n, draw),
-        "effect": lambda n, draw: _effects(source, n, draw),
-    }
     for at, kind in enumerate(KINDS):
-        yield from makers[kind](len(range(at, count, len(KINDS))), draw)
+        number_of = len(range(at, count, len(KINDS)))
+        if kind == "effect":
+            yield from _effects(source, number_of, draw)
+        elif kind in ("mortality", "vasopressor"):
+            yield from _yes_or_no(source, kind, number_of, draw)
+        else:
+            yield from _next(source, kind, number_of, draw)
 
 
 def _yes_or_no(source: Source, about: str, count: int, draw: np.random.Generator) -> Iterator[dict[str, Any]]:
@@ -77,28 +76,22 @@ def _yes_or_no(source: Source, about: str, count: int, draw: np.random.Generator
         given = np.asarray(episodes.valid) & (np.asarray(episodes.action)[..., 0] > 0)
         ahead = np.cumsum(np.pad(given, ((0, 0), (1, AHEAD))), axis=1)
         truth = (ahead[rows, steps + AHEAD] - ahead[rows, steps] > 0).astype(np.int8)
+    task, pools = source.prompts.question(about), [_Pool.of(rows[truth == yes], steps[truth == yes]) for yes in (0, 1)]
     for i in range(count):
-        answer = ("no", "yes")[i % 2]
-        found = np.flatnonzero(truth == i % 2)
-        if not found.size:
-            continue
-        at = _pick(found, steps, draw)
-        yield _example(source, about, int(rows[at]), int(steps[at]), source.prompts.question(about), answer)
+        if pools[i % 2].rows.size:
+            yield _example(about, _case(source, *pools[i % 2].draw(draw)), task, ("no", "yes")[i % 2])
 
 
 def _next(source: Source, about: str, count: int, draw: np.random.Generator) -> Iterator[dict[str, Any]]:
     """What is newly measured at the next step, in numbers or as a direction."""
-    episodes, (rows, steps) = source.episodes, _decisions(source, 1)
-    every = np.arange(len(rows))
-    for _ in range(count if every.size else 0):
-        at = _pick(every, steps, draw)
-        row, step = int(rows[at]), int(steps[at])
+    episodes, pool, task = source.episodes, _Pool.of(*_decisions(source, 1)), source.prompts.question(about, KEY)
+    for _ in range(count if pool.rows.size else 0):
+        row, step = pool.draw(draw)
         now, then = np.asarray(episodes.obs[row, step : step + 2])
         seen = [name for name in KEY if INDEX[name] >= NUM_MASKED or episodes.mask[row, step + 1, INDEX[name]]]
         pairs = [(name, float(now[INDEX[name]]), float(then[INDEX[name]])) for name in seen]
         words = [f"{name} {number(b) if about == 'values' else direction(a, b)}" for name, a, b in pairs]
-        task = source.prompts.question(about, KEY)
-        yield _example(source, about, row, step, task, ", ".join(words), [_given(episodes.action[row, step])])
+        yield _example(about, _case(source, row, step), task, ", ".join(words), [_given(episodes.action[row, step])])
 
 
 def direction(now: float, then: float) -> str:
@@ -110,32 +103,27 @@ def direction(now: float, then: float) -> str:
 
 def _effects(source: Source, count: int, draw: np.random.Generator) -> Iterator[dict[str, Any]]:
     """Two treatments in random order; those that the model cannot tell apart are not asked."""
-    rows, steps = _decisions(source, 0)
-    every, made = np.arange(len(rows)), 0
+    pool, made = _Pool.of(*_decisions(source, 0)), 0
     while made < count:
-        some = [_pick(every, steps, draw) for _ in range(np.clip(2 * (count - made), *_DRAWS))]
-        pairs = [ALL_ACTIONS[draw.choice(len(ALL_ACTIONS), 2, replace=False)] for _ in some]
-        asked = [KEY[draw.integers(len(KEY))] for _ in some]
-        futures = _foreseen(source, [(int(rows[at]), int(steps[at])) for at in some], pairs)
+        cases = [_case(source, *pool.draw(draw)) for _ in range(np.clip(2 * (count - made), *_DRAWS))]
+        pairs = [ALL_ACTIONS[draw.choice(len(ALL_ACTIONS), 2, replace=False)] for _ in cases]
+        asked = [KEY[draw.integers(len(KEY))] for _ in cases]
         told = 0
-        for at, pair, name, (a, b) in zip(some, pairs, asked, futures, strict=True):
+        for case, pair, name, (a, b) in zip(cases, pairs, asked, _foreseen(cases, pairs), strict=True):
             one, other = a.median[name][0], b.median[name][0]
             if made + told < count and abs(one - other) > MOVED / 5 * abs(one):
                 told += 1
                 words = [f"First: {_levels(pair[0])}. Second: {_levels(pair[1])}."]
                 answer = "first" if one > other else "second"
-                task = source.prompts.question("effect", name)
-                yield _example(source, "effect", int(rows[at]), int(steps[at]), task, answer, words)
+                yield _example("effect", case, source.prompts.question("effect", name), answer, words)
         if not told:
             return
         made += told
 
 
-def _foreseen(source: Source, where: Sequence[tuple[int, int]], pairs: Sequence[np.ndarray]) -> list[Any]:
+def _foreseen(cases: Sequence[Case], pairs: Sequence[np.ndarray]) -> list[Any]:
     async def everyone() -> list[Any]:
-        cases = [_case(source, row, step) for row, step in where]
-        asked = zip(cases, pairs, strict=True)
-        return await asyncio.gather(*(source.simulator.foresee(case.history, pair) for case, pair in asked))
+        return await asyncio.gather(*(case.simulate(pair) for case, pair in zip(cases, pairs, strict=True)))
 
     return asyncio.run(everyone())
 
@@ -147,10 +135,23 @@ def _decisions(source: Source, ahead: int) -> tuple[np.ndarray, np.ndarray]:
     return source.rows[at], steps
 
 
-def _pick(found: np.ndarray, steps: np.ndarray, draw: np.random.Generator) -> int:
-    """One of the decisions `found`, the first of a stay in `FIRST` of the cases."""
-    first = found[steps[found] == 0]
-    return int(draw.choice(first if first.size and draw.random() < FIRST else found))
+@dataclasses.dataclass(frozen=True)
+class _Pool:
+    """Decisions to draw from: rows and steps int[N], of which `first` int[M] are the first of their stays."""
+
+    rows: np.ndarray
+    steps: np.ndarray
+    first: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray, steps: np.ndarray) -> _Pool:
+        return cls(rows, steps, np.flatnonzero(steps == 0))
+
+    def draw(self, draw: np.random.Generator) -> tuple[int, int]:
+        """(row, step): the first of a stay in `FIRST` of the cases."""
+        begins = self.first.size and draw.random() < FIRST
+        at = self.first[draw.integers(self.first.size)] if begins else draw.integers(self.rows.size)
+        return int(self.rows[at]), int(self.steps[at])
 
 
 def _case(source: Source, row: int, step: int) -> Case:
@@ -159,16 +160,13 @@ def _case(source: Source, row: int, step: int) -> Case:
     return case
 
 
-def _example(
-    source: Source, kind: str, row: int, step: int, task: str, answer: str, more: Sequence[str] = ()
-) -> dict[str, Any]:
-    case, system = _case(source, row, step), {"role": "system", "content": task}
+def _example(kind: str, case: Case, task: str, answer: str, more: Sequence[str] = ()) -> dict[str, Any]:
     said: list[Message] = [{"role": "assistant", "content": answer}]
     return {
         "kind": kind,
         "answer": answer if kind in ("mortality", "vasopressor", "effect") else "",
         "stay_id": case.stay_id,
-        "messages": decision_dialogue(system, [*case.observations, *more], said),
+        "messages": decision_dialogue({"role": "system", "content": task}, [*case.observations, *more], said),
     }
 
 

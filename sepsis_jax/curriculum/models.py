@@ -57,14 +57,9 @@ def merged(model: Any) -> Any:
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
-def tokens(tokenizer: Any, dialogue: dict[str, Any]) -> dict[str, list[int]]:
-    """`input_ids` of a dialogue, and `assistant_masks`: 1 for what the assistant says, its end mark too."""
-    made = tokenizer.apply_chat_template(
-        dialogue["messages"],
-        tools=dialogue.get("tools"),
-        chat_template=get_training_chat_template(tokenizer),
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
-    return {"input_ids": made["input_ids"], "assistant_masks": made["assistant_masks"]}
+def tokens(tokenizer: Any, dialogues: Sequence[dict[str, Any]]) -> list[dict[str, list[int]]]:
+    """`input_ids` of each dialogue, and `assistant_masks`: 1 for what the assistant says, its end mark too."""
+    template = get_training_chat_template(tokenizer)  # one that marks what the assistant says
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True, "chat_template": template}
+    made = (tokenizer.apply_chat_template(one["messages"], tools=one.get("tools"), **options) for one in dialogues)
+    return [{name: one[name] for name in ("input_ids", "assistant_masks")} for one in made]

@@ -31,6 +31,7 @@ from sepsis_jax.curriculum.learner import Learner, Said
 from sepsis_jax.curriculum.rewards import Model, Paid
 from sepsis_jax.curriculum.settings import BaseSettings, RLSettings
 from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.errors import InputError
 
 FIGURES = ("reward", "malformed", "simulated", "unfinished", "seconds_simulated", "seconds_answering")
 
@@ -126,7 +127,7 @@ class Rollouts:
             for one in earned
         ]
         columns = zip(FIGURES, np.array(figures, float).T.tolist(), strict=True)
-        return dict(columns) | _tokens(said)
+        return dict(columns) | _tokens(said, self._tokenizer.eos_token_id)
 
     def _learner(self, trainer: GRPOTrainer) -> Learner:
         def generate(texts: list[list[int]]) -> list[list[int]]:
@@ -154,12 +155,12 @@ def _decision(prompt: list[dict[str, str]]) -> tuple[int, int]:
     return int(row), int(step)
 
 
-def _tokens(said: Sequence[Said]) -> dict[str, list[Any]]:
-    """The model's words carry loss, what it was told does not."""
+def _tokens(said: Sequence[Said], end: int) -> dict[str, list[Any]]:
+    """The model's words carry loss, what it was told does not; who said nothing has an `end` that carries none."""
     return {
         "prompt_ids": [one.prompt for one in said],
-        "completion_ids": [one.tokens for one in said],
-        "env_mask": [one.own for one in said],
+        "completion_ids": [one.tokens or [end] for one in said],
+        "env_mask": [one.own or [0] for one in said],
         "logprobs": None,  # type: ignore[dict-item]
     }
 
@@ -177,9 +178,13 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
     """Train the model at `start` and leave the result in `out`/model; a run that was stopped goes on.
 
     Raises:
-      InputError: the run diverges, or nothing in it makes a difference (see `progress.Guard`).
+      InputError: whole stays are asked for in dialogues of single decisions; the run diverges, or nothing in it makes a
+        difference (see `progress.Guard`).
     """
     settings = practice.settings
+    if settings.mode == "episode" and practice.llm.context != "episode":
+        hint = "whole stays are learned from one growing dialogue: --llm.context episode"
+        raise InputError("llm", field="context", expected="episode", found=practice.llm.context, hint=hint)
     model, tokenizer = models.load(start, base)
     answers = settings.decisions * settings.group
     options = GRPOConfig(

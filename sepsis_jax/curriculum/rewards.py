@@ -69,12 +69,11 @@ class Paid:
     """What one answer was paid, and for what.
 
     Attributes:
-      reward: in all. action: prescribed (first, in a stay), None where nothing was.
+      reward: in all.
       malformed: answers without a valid call. simulated: simulations asked for. unfinished: a failure's kind, or ''.
     """
 
     reward: float
-    action: tuple[int, int] | None
     malformed: int
     simulated: int
     unfinished: str
@@ -84,5 +83,5 @@ class Paid:
         """`worth` less the charges for faults."""
         malformed = sum(case.usage.malformed.values())
         reward = worth - settings.fault * malformed - settings.unfinished * bool(failure)
-        simulated = case.usage.requests - malformed - (action is not None)
-        return cls(reward, action, malformed, max(simulated, 0), failure)
+        prescribed = max(len(case.decisions), int(action is not None))  # a single decision is not lived
+        return cls(reward, malformed, max(case.usage.requests - malformed - prescribed, 0), failure)

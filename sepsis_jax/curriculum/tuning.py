@@ -28,7 +28,7 @@ def run(
       InputError: no dialogue is short enough; the run diverges (see `progress.Guard`).
     """
     model, tokenizer = models.load(start, base)
-    rows = [models.tokens(tokenizer, one) for one in dialogues]
+    rows = models.tokens(tokenizer, dialogues)
     kept = [row for row in rows if len(row["input_ids"]) <= settings.most_tokens]
     if not kept:
         shortest = min(len(row["input_ids"]) for row in rows)

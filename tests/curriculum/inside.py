@@ -35,7 +35,7 @@ DIALOGUE = {
 
 def check_only_the_assistants_words_carry_loss() -> None:
     model, tokenizer = small_models.tiny([DIALOGUE] * 3, vocabulary=400, hidden=64, layers=1)
-    made = models.tokens(tokenizer, DIALOGUE)
+    (made,) = models.tokens(tokenizer, [DIALOGUE])
     own = [token for token, mine in zip(made["input_ids"], made["assistant_masks"], strict=True) if mine]
     said = tokenizer.decode(own)
     assert "simulation" in said and "well" in said and said.count(small_models.END) == 2, said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 
 import numpy as np
@@ -116,8 +117,6 @@ SOME = RLSettings(samples=32, horizon=2, caution=0.5, guideline=2.0, unfinished=
 
 
 def values(**changes):
-    import dataclasses
-
     settings = dataclasses.replace(SOME, **changes)
     rows, steps = np.array([0, 0, 1]), np.array([0, 1, 0])
     return rewards.of_decisions(MODEL, EPISODES, rows, steps, settings, seed=0)
