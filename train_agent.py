@@ -108,8 +108,11 @@ def _data(run: Run, stages: Path, flags: Flags) -> None:
     cli.console.print(f"{number} questions about courses: {stages / 'data' / 'dynamics'}")
     refused: Counter[str] = Counter()
     kept = list(demonstrations.accepted(_cases(run, flags), asking, run.bins, refused))
-    order = np.random.default_rng(chosen.seed).permutation(len(kept))[: chosen.demonstrations.examples]
-    some = [kept[at] for at in order]
+    draw = np.random.default_rng(chosen.seed)
+    some = [kept[at] for at in draw.permutation(len(kept))[: chosen.demonstrations.examples]]
+    unaided = run.asking(dataclasses.replace(run.config.llm, simulator=False))
+    for at in np.flatnonzero(draw.random(len(some)) < chosen.alone):
+        some[at] = demonstrations.alone(some[at], unaided, run.bins)
     number = data.write(stages / "data" / "demonstrations", some, about | {"teacher": flags.teacher or "planner"})
     counts = ", ".join(f"{reason} {refused[reason]}" for reason in demonstrations.REASONS)
     cli.console.print(f"{number} decisions of a teacher ({counts}): {stages / 'data' / 'demonstrations'}")

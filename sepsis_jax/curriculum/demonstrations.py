@@ -42,6 +42,17 @@ def accepted(
                 yield kind | {"stay_id": case["stay_id"], "messages": messages, "tools": asking.tools}
 
 
+def alone(example: dict[str, Any], asking: Conversation, bins: ActionBins) -> dict[str, Any]:
+    """The same decision, made from the record alone.
+
+    Args:
+      example: of `accepted`. asking: a model that is offered no simulation. bins: doses of the task.
+    """
+    _, observed, *said = example["messages"]
+    kind = {"kind": "decision alone", "tools": asking.tools}
+    return example | kind | {"messages": [asking.system(bins), observed, *said[-2:]]}
+
+
 def _fault(decision: dict[str, Any], messages: list[Message]) -> str:
     for message in messages:
         if message["role"] == "assistant":

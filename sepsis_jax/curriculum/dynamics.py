@@ -29,6 +29,8 @@ KEY = (*ANSWERED, "creatinine")
 """Features that are asked for."""
 MOVED = 0.05
 """Relative change that counts as one."""
+ASKED = 2
+"""Features that one question asks for, at most: long answers would outweigh a yes or a no."""
 FIRST = 0.5
 """Share of the decisions that are the first of a stay, which is where `agent.questions` asks."""
 _DRAWS = (20, 200)  # decisions simulated together, at least and at most
@@ -84,14 +86,16 @@ def _yes_or_no(source: Source, about: str, count: int, draw: np.random.Generator
 
 def _next(source: Source, about: str, count: int, draw: np.random.Generator) -> Iterator[dict[str, Any]]:
     """What is newly measured at the next step, in numbers or as a direction."""
-    episodes, pool, task = source.episodes, _Pool.of(*_decisions(source, 1)), source.prompts.question(about, KEY)
+    episodes, pool = source.episodes, _Pool.of(*_decisions(source, 1))
     for _ in range(count if pool.rows.size else 0):
         row, step = pool.draw(draw)
         now, then = np.asarray(episodes.obs[row, step : step + 2])
         seen = [name for name in KEY if INDEX[name] >= NUM_MASKED or episodes.mask[row, step + 1, INDEX[name]]]
-        pairs = [(name, float(now[INDEX[name]]), float(then[INDEX[name]])) for name in seen]
+        asked = [seen[at] for at in np.sort(draw.permutation(len(seen))[:ASKED])]
+        pairs = [(name, float(now[INDEX[name]]), float(then[INDEX[name]])) for name in asked]
         words = [f"{name} {number(b) if about == 'values' else direction(a, b)}" for name, a, b in pairs]
-        yield _example(about, _case(source, row, step), task, ", ".join(words), [_given(episodes.action[row, step])])
+        task, given = source.prompts.question(about, asked), [_given(episodes.action[row, step])]
+        yield _example(about, _case(source, row, step), task, ", ".join(words), given)
 
 
 def direction(now: float, then: float) -> str:

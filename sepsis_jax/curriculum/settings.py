@@ -124,6 +124,7 @@ class CurriculumSettings:
       base: the model that is taught.
       dynamics: stage I. demonstrations: stage II. rl: stage III.
       stays: train stays that the teacher treats for stage II; 0 takes all.
+      alone: share of its decisions that are learned as made without the simulator.
       seed: of everything drawn.
     """
 
@@ -132,7 +133,8 @@ class CurriculumSettings:
     demonstrations: TuningSettings = TuningSettings()
     rl: RLSettings = RLSettings()
     stays: int = 400
+    alone: float = 0.25
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_range(self, "curriculum", stays=(0, math.inf), seed=SEEDS)
+        check_range(self, "curriculum", stays=(0, math.inf), alone=(0, 1), seed=SEEDS)

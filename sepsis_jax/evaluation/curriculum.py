@@ -45,6 +45,10 @@ class Run:
         cases = {one["stay_id"]: one for one in transcripts.read(folder / transcripts.FILE)}
         return cls(cases, transcripts.read(asked) if asked.is_file() else [])
 
+    def of(self, some: Episodes) -> list[dict[str, Any]]:
+        """Transcripts of these stays."""
+        return [self.cases[int(stay)] for stay in np.asarray(some.stay_id)]
+
     @property
     def finished(self) -> set[int]:
         """Stays without failure."""
@@ -52,10 +56,13 @@ class Run:
 
 
 def table(runs: Mapping[str, Run], episodes: Episodes, stage: Stage, *, draws: int, seed: int) -> pd.DataFrame:
-    """One row a model, on the stays that all of them finished.
+    """One row a model: what it did is judged on the stays that all finished, what it said on all of its own.
+
+    A model that finished none, since it never came to a valid call, is left out of what was done.
 
     Args:
-      runs: name -> what it did; each is compared with the one before. episodes: the cohort, ascending stay_id.
+      runs: name -> what it did; each is compared with the last one before that finished anything.
+      episodes: the cohort, ascending stay_id.
       stage: the simulator that it comes from. draws, seed: of the patient bootstrap.
 
     Returns:
@@ -63,34 +70,40 @@ def table(runs: Mapping[str, Run], episodes: Episodes, stage: Stage, *, draws: i
       gained and saved (against the row above), adherence and unsafe (shares of decisions), valid (of answers),
       tokens (a decision), and AUROC and AUPRC of both questions.
     """
-    common = set.intersection(*(run.finished for run in runs.values()))
-    some = episodes.take(np.isin(np.asarray(episodes.stay_id), sorted(common)))
+    finished = [run.finished for run in runs.values() if run.finished]
+    some = _those(episodes, set.intersection(*finished) if finished else set())
     if not some.num_stays:
         raise InputError("policies", field="agents", expected="stays that all have finished", found="none")
     counts = patient_counts(np.asarray(some.subject_id), draws=draws, seed=seed)
     rows, before = {}, None
     for name, run in runs.items():
-        lived = _played(run, some, stage)
-        cases = [run.cases[int(stay)] for stay in np.asarray(some.stay_id)]
-        failed = len(run.cases) - len(run.finished)
-        figures: dict[str, Cell] = {
-            "value": _mean(lived["value"], counts),
-            "gained": _NONE if before is None else _mean(lived["value"] - before["value"], counts),
-            "death_90d": _mean(lived["death_90d"], counts),
-            "saved": _NONE if before is None else _mean(before["death_90d"] - lived["death_90d"], counts),
-            "adherence": _share(cases, _decisions, lambda one: sum("guideline" not in d for d in _broken(one)), counts),
-            "unsafe": _share(cases, _decisions, lambda one: sum("unsafe" in d for d in _broken(one)), counts),
-            "valid": _share(cases, _requests, lambda one: _requests(one) - _malformed(one), counts),
-            "tokens": _share(cases, _decisions, _tokens, counts),
-        }
-        figures |= _asked(run, episodes, draws, seed)
-        rows[name] = {"patients": some.num_stays, "failed": failed / len(run.cases)} | {
+        figures = dict.fromkeys(("value", "gained", "death_90d", "saved", "adherence", "unsafe"), _NONE)
+        if run.finished:
+            lived, cases = _played(run, some, stage), run.of(some)
+            figures["value"] = _mean(lived["value"], counts)
+            figures["death_90d"] = _mean(lived["death_90d"], counts)
+            if before is not None:
+                figures["gained"] = _mean(lived["value"] - before["value"], counts)
+                figures["saved"] = _mean(before["death_90d"] - lived["death_90d"], counts)
+            figures["adherence"] = _share(cases, _decisions, _within_guideline, counts)
+            figures["unsafe"] = _share(cases, _decisions, _unsafe, counts)
+            before = lived
+        own = _those(episodes, set(run.cases))
+        asked = patient_counts(np.asarray(own.subject_id), draws=draws, seed=seed)
+        figures["valid"] = _share(run.of(own), _requests, lambda one: _requests(one) - _malformed(one), asked)
+        figures["tokens"] = _share(run.of(own), _decisions, _tokens, asked)
+        figures |= _answered(run, episodes, draws, seed)
+        judged = some.num_stays if run.finished else 0
+        rows[name] = {"patients": judged, "failed": 1 - len(run.finished) / len(run.cases)} | {
             f"{key}{end}": value
             for key, cell in figures.items()
             for end, value in zip(("", "_low", "_high"), cell, strict=True)
         }
-        before = lived
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def _those(episodes: Episodes, stays: set[int]) -> Episodes:
+    return episodes.take(np.isin(np.asarray(episodes.stay_id), sorted(stays)))
 
 
 def _played(run: Run, some: Episodes, stage: Stage) -> dict[str, np.ndarray]:
@@ -104,8 +117,12 @@ def _actions(case: dict[str, Any]) -> list[Any]:
     return [decision["action"] for decision in case["decisions"]]
 
 
-def _broken(case: dict[str, Any]) -> list[Any]:
-    return [decision["broken"] for decision in case["decisions"]]
+def _within_guideline(case: dict[str, Any]) -> int:
+    return sum("guideline" not in decision["broken"] for decision in case["decisions"])
+
+
+def _unsafe(case: dict[str, Any]) -> int:
+    return sum("unsafe" in decision["broken"] for decision in case["decisions"])
 
 
 def _decisions(case: dict[str, Any]) -> int:
@@ -135,7 +152,7 @@ def _share(
     return (float(above.sum() / below.sum()) if below.sum() else np.nan, *ratio_interval(above, below, counts))
 
 
-def _asked(run: Run, episodes: Episodes, draws: int, seed: int) -> dict[str, Cell]:
+def _answered(run: Run, episodes: Episodes, draws: int, seed: int) -> dict[str, Cell]:
     names = [(about, name) for about in questions.QUESTIONS for name in ("AUROC", "AUPRC")]
     if not run.answers:
         return {f"{about} {name}": _NONE for about, name in names}

@@ -72,9 +72,10 @@ def test_answers_are_those_of_the_record(examples):
             assert (said == "yes") == any(ahead)
         elif one["kind"] == "values":
             found = dict(part.rsplit(" ", 1) for part in said.split(", "))
-            urine = {"output_4hourly"}  # always counted, so without a mask
-            seen = {n for n in dynamics.KEY if n not in urine and EPISODES.mask[row, step + 1, INDEX[n]]}
-            assert set(found) == seen | urine
+            unmasked = {"output_4hourly"}  # always counted
+            seen = {n for n in dynamics.KEY if n in unmasked or EPISODES.mask[row, step + 1, INDEX[n]]}
+            assert set(found) <= seen and len(found) == min(dynamics.ASKED, len(seen))
+            assert ", ".join(found) in one["messages"][0]["content"]
             assert all(np.isclose(float(value), then[INDEX[name]], rtol=6e-3) for name, value in found.items())
         elif one["kind"] == "directions":
             now = EPISODES.obs[row, step]
@@ -150,6 +151,16 @@ def test_the_teachers_decisions_are_kept(cases):
             "tool",
         ]
         assert "rationale" not in json.dumps(one["messages"][4]) and one["tools"] == ASKING.tools
+
+
+def test_a_decision_without_the_simulator_is_the_same_one(cases):
+    kept, _ = accepted(cases)
+    alone = LLMBackend(LLMSettings(rationale=False, simulator=False), package_prompts(), samples=16, seed=0)
+    one = demonstrations.alone(kept[3], alone, AI_CLINICIAN_BINS)
+    assert [message["role"] for message in one["messages"]] == ["system", "user", "assistant", "tool"]
+    assert one["messages"][1:] == [kept[3]["messages"][1], *kept[3]["messages"][-2:]]
+    assert "simulation" not in json.dumps(one["tools"]) and "simulation" not in one["messages"][0]["content"]
+    assert one["answer"] == kept[3]["answer"] and one["kind"] == "decision alone"
 
 
 @pytest.mark.parametrize("reason", ["malformed", "against the guideline", "worse than usual", "failed"])

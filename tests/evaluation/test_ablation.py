@@ -24,6 +24,9 @@ EPISODES, KNOWN = simulate_cohort(12, seed=5)
 STAGE = true_stage(KNOWN, EPISODES, AI_CLINICIAN_BINS)
 
 
+LUCK = {"draws": 200, "seed": 0}
+
+
 class Always:
     """Gives one action; every third answer was malformed before it came."""
 
@@ -73,7 +76,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(folders):
     runs = {name: curriculum.Run.read(folders / name) for name in ("nothing", "much")}
-    return curriculum.table(runs, EPISODES, STAGE, draws=200, seed=0)
+    return curriculum.table(runs, EPISODES, STAGE, **LUCK)
 
 
 def test_values_are_true_and_differences_paired(found):
@@ -97,6 +100,17 @@ def test_shares_are_those_of_what_was_said(found):
     assert (found[["adherence", "unsafe"]].to_numpy() <= 1).all()
     assert found.loc["much", "mortality AUROC"] == 1 and found.loc["much", "vasopressor AUROC"] == 0.5
     assert np.isnan(found.loc["nothing", "mortality AUROC"])
+
+
+def test_who_finishes_nothing_is_judged_by_what_it_said_only(folders, found):
+    runs = {name: curriculum.Run.read(folders / name) for name in ("nothing", "much")}
+    silent = [one | {"failed": {"kind": "malformed answers", "detail": ""}} for one in runs["nothing"].cases.values()]
+    lost = curriculum.Run({one["stay_id"]: one for one in silent}, [])
+    table = curriculum.table({"nothing": runs["nothing"], "lost": lost, "much": runs["much"]}, EPISODES, STAGE, **LUCK)
+    assert table.loc["lost", "failed"] == 1 and table.loc["lost", "patients"] == 0
+    assert np.isnan(table.loc["lost", "value"]) and table.loc["lost", "valid"] == pytest.approx(2 / 3)
+    kept = table.loc[["nothing", "much"]]
+    np.testing.assert_array_equal(kept.to_numpy(float), found.to_numpy(float))
 
 
 def test_it_is_shown_for_people(found):
