@@ -154,8 +154,7 @@ def _train(settings: Config, stages: Path, out: Path, flags: Flags) -> None:
         run.prompts,
         settings.llm,
         settings.planner.samples,
-        chosen.rl,
-        chosen.seed,
+        chosen,
     )
     reinforcement.run(practice, start, out, chosen.base)
 

@@ -75,7 +75,7 @@ def _tuned(run: Run, model: Path, out: Path, examples: int) -> dict[str, float]:
 
 
 def _reinforced(run: Run, model: Path, out: Path, group: int, updates: int) -> dict[str, float]:
-    chosen = dataclasses.replace(run.config.curriculum.rl, group=group, updates=updates, decisions=2)
+    chosen, fewer = run.config.curriculum, {"group": group, "updates": updates, "decisions": 2}
     loaded = run.loaded
     practice = reinforcement.Practice(
         run.episodes,
@@ -86,8 +86,7 @@ def _reinforced(run: Run, model: Path, out: Path, group: int, updates: int) -> d
         run.prompts,
         run.config.llm,
         run.config.planner.samples,
-        chosen,
-        0,
+        dataclasses.replace(chosen, rl=dataclasses.replace(chosen.rl, **fewer)),
     )
     reinforcement.run(practice, model, out, run.config.curriculum.base)
     lines = _lines(out)[1:]

@@ -6,7 +6,7 @@ Its tokens are kept as it said them. What it was told carries no loss, so every 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -19,9 +19,8 @@ from sepsis_jax.agent.settings import LLMSettings
 from sepsis_jax.agent.simulator import Batcher
 from sepsis_jax.agent.tools import Message
 
-Generate = Callable[[list[list[int]]], Sequence[list[int]]]
-"""Token ids of texts -> those that go on, up to the end mark or the limit of an answer."""
-_AT_ONCE = 4096
+Generate = Batcher[list[int], list[int]]
+"""Token ids of a text -> those that go on, up to the end mark or the limit of an answer."""
 
 
 @dataclasses.dataclass
@@ -43,7 +42,8 @@ class Learner(Conversation):
     """See `Conversation`.
 
     Args:
-      tokenizer: with a chat template that keeps earlier turns as they were. generate: makes answers, in batches.
+      tokenizer: with a chat template that keeps earlier turns as they were.
+      generate: makes answers, in batches; several learners may share it.
       most_tokens: of a dialogue; one that grows longer fails as 'context overflow'.
     """
 
@@ -58,7 +58,7 @@ class Learner(Conversation):
         most_tokens: int,
     ) -> None:
         super().__init__(settings, prompts, samples=samples, seed=0)
-        self._tokenizer, self._generate, self._most = tokenizer, Batcher(generate, _AT_ONCE), most_tokens
+        self._tokenizer, self._generate, self._most = tokenizer, generate, most_tokens
         self._said: dict[Case, Said] = {}
 
     async def close(self) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -24,16 +25,25 @@ from sepsis_jax.agent.backends import Failed
 from sepsis_jax.agent.case import Case
 from sepsis_jax.agent.prompting import Prompts
 from sepsis_jax.agent.settings import Follow, LLMSettings
-from sepsis_jax.agent.simulator import BatchedSimulator
+from sepsis_jax.agent.simulator import BatchedSimulator, Batcher
 from sepsis_jax.clinical.actions import ActionBins, encode
 from sepsis_jax.curriculum import models, progress, rewards, small_models
 from sepsis_jax.curriculum.learner import Learner, Said
 from sepsis_jax.curriculum.rewards import Model, Paid
-from sepsis_jax.curriculum.settings import BaseSettings, RLSettings
+from sepsis_jax.curriculum.settings import BaseSettings, CurriculumSettings, RLSettings
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.errors import InputError
 
+_AT_ONCE = 4096  # texts that go on together
 FIGURES = ("reward", "malformed", "simulated", "unfinished", "seconds_simulated", "seconds_answering")
+
+
+class Decision(NamedTuple):
+    """A stay's row and step to decide at, `alone` without the simulator. In 'episode' the whole stay is."""
+
+    row: int
+    step: int
+    alone: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Practice:
     Attributes:
       episodes: the cohort. rows: int[N] its train stays. model: what pays. simulator: what answers.
       bins, prompts, llm: of the dialogue. samples: simulated courses behind an answer, as it says.
-      settings: of the stage. seed: of everything drawn.
+      chosen: settings of the curriculum.
     """
 
     episodes: Episodes
@@ -54,23 +64,30 @@ class Practice:
     prompts: Prompts
     llm: LLMSettings
     samples: int
-    settings: RLSettings
-    seed: int
+    chosen: CurriculumSettings
 
-    def decisions(self) -> list[tuple[int, int]]:
-        """(stay, step) of every decision that the run will ask for, in its order; stays begin anew in 'episode'."""
-        settings, draw = self.settings, np.random.default_rng(self.seed)
+    @property
+    def settings(self) -> RLSettings:
+        """Of the stage."""
+        return self.chosen.rl
+
+    def decisions(self) -> list[Decision]:
+        """Every decision that the run will ask for, in its order; stays begin anew in 'episode'."""
+        settings, draw = self.settings, np.random.default_rng(self.chosen.seed)
         number = settings.updates * settings.decisions
-        rows = draw.choice(self.rows, number)
-        if settings.mode == "episode":
-            return [(int(row), 0) for row in rows]
-        return [(int(row), int(draw.integers(self.episodes.length[row]))) for row in rows]
+        rows, alone = draw.choice(self.rows, number), draw.random(number) < self.chosen.alone
+        steps = np.zeros(number, int)
+        if settings.mode == "decision":
+            steps = draw.integers(np.asarray(self.episodes.length)[rows])
+        return [Decision(*one) for one in zip(rows.tolist(), steps.tolist(), alone.tolist(), strict=True)]
 
 
-async def answer(practice: Practice, learner: Learner, row: int, step: int) -> tuple[Case, Any, str]:
+async def answer(practice: Practice, learner: Learner, where: Decision) -> tuple[Case, Any, str]:
     """One answer: the case, what was prescribed first (None for nothing), and the kind of a failure, or ''."""
     follow: Follow = "model" if practice.settings.mode == "episode" else "recorded_until_deviation"
-    case = Case(practice.episodes, row, practice.simulator, practice.bins, follow, practice.prompts, at=step)
+    case = Case(
+        practice.episodes, where.row, practice.simulator, practice.bins, follow, practice.prompts, at=where.step
+    )
     case.observe()
     try:
         if practice.settings.mode == "decision":
@@ -84,18 +101,18 @@ async def answer(practice: Practice, learner: Learner, row: int, step: int) -> t
     return case, case.decisions[0].action, ""
 
 
-def paid(practice: Practice, where: Sequence[tuple[int, int]], answers: Sequence[tuple[Case, Any, str]]) -> list[Paid]:
+def paid(practice: Practice, where: Sequence[Decision], answers: Sequence[tuple[Case, Any, str]]) -> list[Paid]:
     """What the answers to the decisions `where` earn; in 'decision' from one call of the simulator for all."""
     settings = practice.settings
     if settings.mode == "episode":
         worth = [rewards.of_stay(case, settings) if case.outcome.closed else 0.0 for case, _, _ in answers]
     else:
-        different = sorted(set(where))
+        different = sorted({(one.row, one.step) for one in where})
         rows, steps = np.array(different).T
-        table = rewards.of_decisions(practice.model, practice.episodes, rows, steps, settings, practice.seed)
+        table = rewards.of_decisions(practice.model, practice.episodes, rows, steps, settings, practice.chosen.seed)
         values = dict(zip(different, table, strict=True))
         worth = [
-            0.0 if action is None else float(values[at][int(encode(np.array(action)))])
+            0.0 if action is None else float(values[at.row, at.step][int(encode(np.array(action)))])
             for at, (_, action, _) in zip(where, answers, strict=True)
         ]
     return [Paid.of(one, *rest, settings) for one, rest in zip(worth, answers, strict=True)]
@@ -112,16 +129,16 @@ class Rollouts:
         practice, began = self._practice, time.monotonic()
         where = [_decision(prompt) for prompt in prompts]
         simulated = practice.simulator.seconds
-        learner = self._learner(trainer)
+        both = self._learners(trainer)
 
         async def everyone() -> list[tuple[Case, Any, str]]:
-            return await asyncio.gather(*(answer(practice, learner, row, step) for row, step in where))
+            return await asyncio.gather(*(answer(practice, both[one.alone], one) for one in where))
 
         answers = asyncio.run(everyone())
         answered = time.monotonic()
         earned = paid(practice, where, answers)
         seconds = time.monotonic() - answered + practice.simulator.seconds - simulated
-        said = [learner.take(case) for case, _, _ in answers]
+        said = [both[one.alone].take(case) for one, (case, _, _) in zip(where, answers, strict=True)]
         figures = [
             (one.reward, one.malformed, one.simulated, bool(one.unfinished), seconds, time.monotonic() - began)
             for one in earned
@@ -129,30 +146,35 @@ class Rollouts:
         columns = zip(FIGURES, np.array(figures, float).T.tolist(), strict=True)
         return dict(columns) | _tokens(said, self._tokenizer.eos_token_id)
 
-    def _learner(self, trainer: GRPOTrainer) -> Learner:
+    def _learners(self, trainer: GRPOTrainer) -> tuple[Learner, Learner]:
+        """The model with the simulator and without; whatever they are asked at once is answered in one batch."""
+
         def generate(texts: list[list[int]]) -> list[list[int]]:
             answers, _ = trainer._generate_single_turn(texts, None, {}, 1)
             return [list(one) for one in answers]
 
-        practice = self._practice
-        return Learner(
-            practice.llm,
-            practice.prompts,
-            samples=practice.samples,
-            tokenizer=self._tokenizer,
-            generate=generate,
-            most_tokens=self._most,
-        )
+        practice, batched = self._practice, Batcher(generate, _AT_ONCE)
+
+        def learner(settings: LLMSettings) -> Learner:
+            return Learner(
+                settings,
+                practice.prompts,
+                samples=practice.samples,
+                tokenizer=self._tokenizer,
+                generate=batched,
+                most_tokens=self._most,
+            )
+
+        return learner(practice.llm), learner(dataclasses.replace(practice.llm, simulator=False))
 
 
-def _prompt(row: int, step: int) -> list[dict[str, str]]:
+def _prompt(decision: Decision) -> list[dict[str, str]]:
     """A decision by name, which is all that TRL hands on; `Rollouts` knows what is told about it."""
-    return [{"role": "user", "content": f"{row} {step}"}]
+    return [{"role": "user", "content": json.dumps(decision)}]
 
 
-def _decision(prompt: list[dict[str, str]]) -> tuple[int, int]:
-    row, step = prompt[0]["content"].split()
-    return int(row), int(step)
+def _decision(prompt: list[dict[str, str]]) -> Decision:
+    return Decision(*json.loads(prompt[0]["content"]))
 
 
 def _tokens(said: Sequence[Said], end: int) -> dict[str, list[Any]]:
@@ -188,7 +210,7 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
     model, tokenizer = models.load(start, base)
     answers = settings.decisions * settings.group
     options = GRPOConfig(
-        **progress.options(out, base, practice.seed),
+        **progress.options(out, base, practice.chosen.seed),
         max_steps=settings.updates,
         num_generations=settings.group,
         generation_batch_size=answers,
@@ -211,7 +233,7 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
         model=model,
         reward_funcs=[_figure(name) for name in FIGURES],
         args=options,
-        train_dataset=Dataset.from_list([{"prompt": _prompt(*one)} for one in practice.decisions()]),
+        train_dataset=Dataset.from_list([{"prompt": _prompt(one)} for one in practice.decisions()]),
         processing_class=tokenizer,
         peft_config=models.additions(base),
         rollout_func=Rollouts(practice, tokenizer, model.config.max_position_embeddings),

@@ -124,7 +124,7 @@ class CurriculumSettings:
       base: the model that is taught.
       dynamics: stage I. demonstrations: stage II. rl: stage III.
       stays: train stays that the teacher treats for stage II; 0 takes all.
-      alone: share of its decisions that are learned as made without the simulator.
+      alone: share of the decisions of stages II and III that are made without the simulator.
       seed: of everything drawn.
     """
 

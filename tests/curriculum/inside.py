@@ -90,6 +90,7 @@ def check_the_log_goes_on_where_the_checkpoint_is() -> None:
 
 def moved_by(rewards: list[float], own: list[int]) -> float:
     """How far one update of GRPO moves the weights, with these rewards in a group and these tokens the model's own."""
+    first = reinforcement.Decision(0, 0, alone=False)
     model, tokenizer = small_models.tiny([DIALOGUE] * 3, vocabulary=400, hidden=64, layers=1)
     before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
 
@@ -113,7 +114,7 @@ def moved_by(rewards: list[float], own: list[int]) -> float:
                 lr_scheduler_type="constant",
                 use_cpu=True,
             ),
-            train_dataset=Dataset.from_list([{"prompt": reinforcement._prompt(0, 0)}] * 4),
+            train_dataset=Dataset.from_list([{"prompt": reinforcement._prompt(first)}] * 4),
             processing_class=tokenizer,
             rollout_func=rollout,
         )

@@ -16,7 +16,7 @@ from sepsis_jax.agent.backends import Failed, PlannerBackend
 from sepsis_jax.agent.case import Case
 from sepsis_jax.agent.prompting import package_prompts
 from sepsis_jax.agent.settings import AgentSettings, LLMSettings
-from sepsis_jax.agent.simulator import BatchedSimulator
+from sepsis_jax.agent.simulator import BatchedSimulator, Batcher
 from sepsis_jax.clinical import sofa
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ALL_ACTIONS
 from sepsis_jax.clinical.features import INDEX, NAMES
@@ -65,8 +65,9 @@ def converse(*answers, ended=True, most=100_000):
         shown.extend(texts)
         return [[ord(c) for c in left.pop(0)] + ([1] if ended else []) for _ in texts]
 
+    batched = Batcher(generate, 16)
     learner = Learner(
-        SETTINGS, package_prompts(), samples=16, tokenizer=Characters(), generate=generate, most_tokens=most
+        SETTINGS, package_prompts(), samples=16, tokenizer=Characters(), generate=batched, most_tokens=most
     )
     case = Case(EPISODES, 0, SIMULATOR, AI_CLINICIAN_BINS, "model", at=1)
     case.observe()
