@@ -25,6 +25,7 @@ from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.worldmodel import sharding
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import (
+    agents,
     case_view,
     closed_loop,
     cohort,
@@ -307,7 +308,19 @@ def _curriculum(settings: Config, flags: Flags) -> Numbers:
     found = curriculum.table(runs, episodes, stage, draws=evaluation.draws, seed=evaluation.seed)
     cli.console.print(cli.table(curriculum.wide(found), title="Same patients, same luck; gained, saved: on the left"))
     cli.console.print("95 % intervals by patient. Research software, not for care.")
-    return {f"{name}_{key}": float(value) for name, row in found.iterrows() for key, value in row.items()}
+    numbers: Numbers = {f"{name}_{key}": float(value) for name, row in found.iterrows() for key, value in row.items()}
+    asked = tuple(folder for folder in folders if agents.asked(folder))
+    if not asked:
+        cli.console.print(
+            "No off-policy estimates: no probabilities beside these runs (agent_loop.py --probabilities)."
+        )
+        return numbers
+    alone = dataclasses.replace(settings, policies=dataclasses.replace(settings.policies, names=(), agents=asked))
+    tested, checkpoint = pipeline.part(episodes, "test", path), flags.checkpoint or settings.checkpoint
+    judged = policies.tabulate(pipeline.inquiry(alone, tested, episodes, manifest, checkpoint, _note))
+    cli.console.print(cli.table(policy_report.value_table(judged), title="Off-policy estimates (95 % by patient)"))
+    cli.console.print(policy_report.NOTE)
+    return numbers | policy_report.flat(judged)
 
 
 def _note(name: str, updates: int, loss: float) -> None:

@@ -138,8 +138,8 @@ def _train(settings: Config, stages: Path, out: Path, flags: Flags) -> None:
     chosen = settings.curriculum
     start = flags.start or stages / BEFORE[flags.stage] / ("" if flags.stage == "dynamics" else "model")
     if flags.start is None and flags.stage == "dynamics" and not (start / "config.json").exists():
-        learned = [one for kind in ("dynamics", "demonstrations") for one in data.read(stages / "data" / kind)]
-        models.make(chosen.base, learned, start, chosen.seed)
+        asked, decided = (data.read(stages / "data" / kind) for kind in ("dynamics", "demonstrations"))
+        models.make(chosen.base, asked[:: max(1, len(asked) // max(1, len(decided)))] + decided, start, chosen.seed)
     if flags.stage != "rl":
         tuned = chosen.dynamics if flags.stage == "dynamics" else chosen.demonstrations
         tuning.run(data.read(stages / "data" / flags.stage), start, out, chosen.base, tuned, chosen.seed)

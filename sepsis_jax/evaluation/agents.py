@@ -73,10 +73,19 @@ def _at(actions: np.ndarray, step: int) -> int:
 
 def read(folder: Path) -> Answers:
     """Those of the model whose run is in `folder`, with its probabilities beside it. InputError if there are none."""
-    found = probabilities.read(probabilities.folder_of(folder) / probabilities.FILE)
+    found = probabilities.read(_file(folder))
     order = np.argsort(found["stay_id"])
     given = lived(folder)
     return Answers(found["stay_id"][order], found["probs"][order], given)
+
+
+def asked(folder: Path) -> bool:
+    """Whether its probabilities stand beside it."""
+    return _file(folder).is_file()
+
+
+def _file(folder: Path) -> Path:
+    return probabilities.folder_of(folder) / probabilities.FILE
 
 
 def lived(folder: Path) -> dict[int, np.ndarray] | None:
