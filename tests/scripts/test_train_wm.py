@@ -66,6 +66,7 @@ def unbroken(episodes, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_started_again_ends_bit_for_bit_as_unbroken(episodes, unbroken, tmp_path):
     out = tmp_path / "wm"
     epochs = tmp_path / "wm.training" / "epochs"
