@@ -15,7 +15,7 @@ from typing import Literal
 
 import jax
 
-from sepsis_jax import checkpoints, cli, config, pipeline
+from sepsis_jax import ablation, checkpoints, cli, config, pipeline
 from sepsis_jax.clinical.reward import PUBLISHED
 from sepsis_jax.config import Config
 from sepsis_jax.data import store
@@ -25,12 +25,10 @@ from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.worldmodel import sharding
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import (
-    agents,
     case_view,
     closed_loop,
     cohort,
     contenders,
-    curriculum,
     folds,
     groups,
     policies,
@@ -296,31 +294,15 @@ def _ranking(settings: Config) -> Numbers:
 
 
 def _curriculum(settings: Config, flags: Flags) -> Numbers:
-    path, evaluation, folders = flags.episodes or settings.episodes, settings.evaluation, settings.policies.agents
-    if not folders:
-        hint = "name their folders in order, e.g. --policies.agents '[RUN/base, RUN/dynamics]'"
-        raise InputError("policies", field="agents", expected="runs to compare", found="none", hint=hint)
-    runs = {folder.name: curriculum.Run.read(folder) for folder in folders}
-    episodes, manifest, truth = pipeline.open_cohort(path)
-    if truth is None:
-        raise InputError(path, expected="the truth of a simulated cohort", found="none")
-    stage = closed_loop.true_stage(truth, episodes, manifest.action_bins)
-    found = curriculum.table(runs, episodes, stage, draws=evaluation.draws, seed=evaluation.seed)
-    cli.console.print(cli.table(curriculum.wide(found), title="Same patients, same luck; gained, saved: on the left"))
-    cli.console.print("95 % intervals by patient. Research software, not for care.")
-    numbers: Numbers = {f"{name}_{key}": float(value) for name, row in found.iterrows() for key, value in row.items()}
-    asked = tuple(folder for folder in folders if agents.asked(folder))
-    if not asked:
-        cli.console.print(
-            "No off-policy estimates: no probabilities beside these runs (agent_loop.py --probabilities)."
-        )
-        return numbers
-    alone = dataclasses.replace(settings, policies=dataclasses.replace(settings.policies, names=(), agents=asked))
-    tested, checkpoint = pipeline.part(episodes, "test", path), flags.checkpoint or settings.checkpoint
-    judged = policies.tabulate(pipeline.inquiry(alone, tested, episodes, manifest, checkpoint, _note))
-    cli.console.print(cli.table(policy_report.value_table(judged), title="Off-policy estimates (95 % by patient)"))
-    cli.console.print(policy_report.NOTE)
-    return numbers | policy_report.flat(judged)
+    path = flags.episodes or settings.episodes
+    shown, numbers = ablation.lived(settings, path)
+    for title, table in shown.items():
+        cli.console.print(cli.table(table, title=title))
+    more, others = ablation.on_record(settings, path, flags.checkpoint or settings.checkpoint, _note)
+    for title, table in more.items():
+        cli.console.print(cli.table(table, title=title))
+    cli.console.print(f"95 % intervals by patient; {policy_report.MARK} not reliable. Research software, not for care.")
+    return numbers | others
 
 
 def _note(name: str, updates: int, loss: float) -> None:
