@@ -123,8 +123,13 @@ lock:
 	# What trains has this project beside it, and the PyTorch and transformers of vLLM, which reads what it writes.
 	grep -E '^(torch|transformers|tokenizers)==' requirements-vllm-cpu.txt > .train-pins.txt
 	uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --extra train -c requirements.txt -c .train-pins.txt \
-		pyproject.toml -o requirements-train-cuda.txt
-	grep -vE '^(nvidia-|cuda-|triton==)' requirements-train-cuda.txt > requirements-train-cpu.txt
+		pyproject.toml | grep -vE '^(nvidia-|cuda-|triton==)' > requirements-train-cpu.txt
+	# On GPUs vLLM writes the answers of stage III in the same process; it wants a NumPy of its own.
+	grep -v '^numpy==' requirements.txt >> .train-pins.txt
+	uv pip compile -q --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --extra train --extra vllm \
+		-c .train-pins.txt pyproject.toml -o requirements-train-cuda.txt
+	sed -i '1i # What trains language models, and vLLM, for NVIDIA GPUs on Python 3.12 and Linux (x86-64). Resolved, not tried: make llm-train.' \
+		requirements-train-cuda.txt
 	rm .train-pins.txt
 
 clean:

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import disable_progress_bars
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 from trl.chat_template_utils import get_training_chat_template
 
 from sepsis_jax.curriculum import small_models
 from sepsis_jax.curriculum.settings import BaseSettings
 from sepsis_jax.errors import InputError
+
+disable_progress_bars()
+logging.disable_progress_bar()
 
 
 def make(settings: BaseSettings, dialogues: Sequence[dict[str, Any]], out: Path, seed: int) -> None:

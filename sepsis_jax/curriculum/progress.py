@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sepsis_jax.curriculum.settings import BaseSettings
@@ -30,6 +31,7 @@ def options(out: Path, base: BaseSettings, seed: int) -> dict[str, Any]:
         "report_to": "none",
         "seed": seed,
         "bf16": base.dtype == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,13 +201,16 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
     """Train the model at `start` and leave the result in `out`/model; a run that was stopped goes on.
 
     Raises:
-      InputError: whole stays are asked for in dialogues of single decisions; the run diverges, or nothing in it makes a
-        difference (see `progress.Guard`).
+      InputError: whole stays are asked for in dialogues of single decisions; vLLM is asked for and is not there; the
+        run diverges, or nothing in it makes a difference (see `progress.Guard`).
     """
     settings = practice.settings
     if settings.mode == "episode" and practice.llm.context != "episode":
         hint = "whole stays are learned from one growing dialogue: --llm.context episode"
         raise InputError("llm", field="context", expected="episode", found=practice.llm.context, hint=hint)
+    if settings.vllm and find_spec("vllm") is None:
+        hint = "make llm-train DEVICE=cuda brings it; --curriculum.rl.vllm false lets the model in training answer"
+        raise InputError("curriculum.rl", field="vllm", expected="vLLM in this environment", found="none", hint=hint)
     model, tokenizer = models.load(start, base)
     answers = settings.decisions * settings.group
     options = GRPOConfig(

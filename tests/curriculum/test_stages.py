@@ -117,6 +117,20 @@ def test_rl_learns_soundly_and_the_result_calls_tools_through_vllm(stages):
     assert len(decisions) > 2 and any(one["considered"] for one in decisions)
 
 
+@pytest.mark.parametrize("large", ["smollm2", "qwen3_4b"])
+def test_large_settings_start_with_a_small_model(stages, large):
+    """Batches, low-rank additions, 16-bit numbers and texts of the large ones; a short run, without their vLLM."""
+    words, folder = stages
+    small = [word for word in words if word.split("=")[0] in ("--run", "--checkpoint", "--clinician.updates")]
+    words = (f"--config=configs/curriculum_{large}.yaml", *small, f"--start={folder / 'dynamics' / 'model'}")
+    few = ("--curriculum.rl.updates=1", "--curriculum.rl.decisions=1", "--curriculum.rl.group=4")
+    for stage, more in (("demonstrations", ()), ("rl", (*few, "--curriculum.rl.vllm=false", "--llm.max_tokens=32"))):
+        out = folder / f"{large} {stage}"
+        finish(start("train_agent.py", f"--stage={stage}", *words, *more, f"--out={out}"))
+        assert (out / "model" / "model.safetensors").is_file() and not list((out / "model").glob("adapter*"))
+        assert all(np.isfinite(line["loss"]) for line in logged(out))
+
+
 def test_a_run_that_goes_too_far_stops_with_a_reason(stages):
     words, folder = stages
     words += ("--curriculum.rl.most_kl=0", "--curriculum.rl.learning_rate=0.01", f"--out={folder / 'far'}")
