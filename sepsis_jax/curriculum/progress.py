@@ -32,6 +32,7 @@ def options(out: Path, base: BaseSettings, seed: int) -> dict[str, Any]:
         "seed": seed,
         "bf16": base.dtype == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": torch.cuda.is_available(),  # what fits on a CPU need not be computed twice
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }

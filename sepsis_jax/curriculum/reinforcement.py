@@ -1,7 +1,8 @@
 """Stage III: GRPO inside the world model (Shao et al. 2024, arXiv 2402.03300), with TRL.
 
 A group of answers to the same decision shares its random numbers, so that rewards within it differ by what was
-prescribed. Their mean is subtracted, and what is left is divided by their SD; answers that are all alike teach nothing.
+prescribed. Their mean is subtracted, and what is left is divided by the SD of all answers of an update, not of the
+group's, by which a hair's breadth would count as much as a life. Answers that are all alike teach nothing.
 """
 
 from __future__ import annotations
@@ -224,6 +225,7 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=min(10, settings.updates // 10),
         beta=settings.kl,
+        scale_rewards="batch",
         temperature=settings.temperature,
         max_completion_length=practice.llm.max_tokens,
         save_steps=settings.save_every,
