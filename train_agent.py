@@ -8,21 +8,18 @@ started again, one that is finished says so.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from sepsis_jax import agent_run, cli, config, pipeline
-from sepsis_jax.agent import loop, transcripts
+from sepsis_jax import agent_run, cli, config, files
+from sepsis_jax.agent import loop
 from sepsis_jax.agent_run import Run
 from sepsis_jax.config import Config
-from sepsis_jax.curriculum import data, demonstrations, dynamics
+from sepsis_jax.curriculum import data, demonstrations, dynamics, stage
 from sepsis_jax.errors import InputError
-
-DONE = "done.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +31,8 @@ class Flags:
         inside the world model.
       episodes: Episodes store; default RUN/episodes. checkpoint: world model; default RUN/world_model.
       teacher: folder of a run of agent_loop.py over train stays to learn from, instead of the planner's.
-      start: model that the stage starts from; default that of the stage before.
-      out: folder of the stage; default RUN/curriculum/STAGE.
+      start: model that the stage starts from; default that of the stage before, which for the first is made.
+      out: folder of a stage that trains; default RUN/curriculum/STAGE.
     """
 
     stage: Literal["data", "dynamics", "demonstrations", "rl"] = "data"
@@ -46,24 +43,26 @@ class Flags:
     out: Path | None = None
 
 
-BEFORE = {"dynamics": "base", "demonstrations": "dynamics", "rl": "demonstrations"}
+BEFORE = {"demonstrations": "dynamics", "rl": "demonstrations"}
 
 
 def main(argv: list[str]) -> None:
     settings, flags = config.load(argv, Flags, description="Teach a language model.")
     settings = dataclasses.replace(settings, agent=dataclasses.replace(settings.agent, split="train", stays=0))
     stages = settings.run / "curriculum"
-    out = flags.out or stages / flags.stage
     if flags.stage == "data":
+        if flags.out is not None or flags.start is not None:
+            raise InputError("--stage data", expected="no --out or --start", found="one of them")
         _data(_run(settings, flags), stages, flags)
         return
-    told = json.loads(json.dumps(_identity(settings, flags, stages), default=str))
-    if _done(out, told):
-        cli.console.print(f"{out}: this stage is finished")
-        return
-    _train(settings, stages, out, flags)
-    (out / DONE).write_text(json.dumps(told))
-    cli.console.print(f"Research software, not for care. Model: {out / 'model'}")
+    out, run = flags.out or stages / flags.stage, _run(settings, flags) if flags.stage == "rl" else None
+    start = flags.start or (stages / BEFORE[flags.stage] / stage.MODEL if flags.stage in BEFORE else None)
+    with stage.working(out, _identity(settings, flags, stages, start, run)) as finished:
+        if finished:
+            cli.console.print(f"{out}: this stage is finished")
+            return
+        _train(settings, stages, out, flags, start, run)
+    cli.console.print(f"Research software, not for care. Model: {out / stage.MODEL}")
 
 
 def _run(settings: Config, flags: Flags) -> Run:
@@ -71,31 +70,21 @@ def _run(settings: Config, flags: Flags) -> Run:
     return agent_run.prepare(settings, stays, checkpoint, allow_remote=True)  # nothing leaves: the model is here
 
 
-def _identity(settings: Config, flags: Flags, stages: Path) -> dict[str, Any]:
+def _identity(settings: Config, flags: Flags, stages: Path, start: Path | None, run: Run | None) -> dict[str, Any]:
     """Whatever changes what the stage ends with."""
     chosen = settings.curriculum
+    if start is not None and flags.start is None and not start.is_dir():
+        hint = f"finish --stage {BEFORE[flags.stage]} first, or name a model with --start"
+        raise InputError(start, expected="the model of the stage before", found="no such folder", hint=hint)
     told = {
         "stage": flags.stage,
-        "start": flags.start,
+        "start": files.digests(start) if start is not None and start.is_dir() else start,
         "settings": [dataclasses.asdict(chosen.base), dataclasses.asdict(getattr(chosen, flags.stage)), chosen.seed],
     }
-    if flags.stage != "rl":
+    if run is None:
         return told | {"examples": data.digest(stages / "data" / flags.stage)}
-    models = pipeline.identity(settings, flags.checkpoint or settings.checkpoint)
-    return told | {"models": models, "llm": dataclasses.asdict(settings.llm)}
-
-
-def _done(out: Path, told: Any) -> bool:
-    """Whether the stage is finished; an unfinished or finished one of other settings is refused."""
-    file = out / DONE
-    begun = out / "begun.json"
-    for path in (file, begun):
-        if path.is_file() and json.loads(path.read_text()) != told:
-            raise InputError(out, expected="a stage of these settings", found="one of others", hint="use another --out")
-    if not file.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        begun.write_text(json.dumps(told))
-    return file.is_file()
+    asked = dataclasses.replace(settings, agent=dataclasses.replace(settings.agent, backend="llm"))
+    return told | {"alone": chosen.alone, "practice": dataclasses.replace(run, config=asked).identity(None)}
 
 
 def _data(run: Run, stages: Path, flags: Flags) -> None:
@@ -113,21 +102,23 @@ def _data(run: Run, stages: Path, flags: Flags) -> None:
     unaided = run.asking(dataclasses.replace(run.config.llm, simulator=False))
     for at in np.flatnonzero(draw.random(len(some)) < chosen.alone):
         some[at] = demonstrations.alone(some[at], unaided, run.bins)
-    number = data.write(stages / "data" / "demonstrations", some, about | {"teacher": flags.teacher or "planner"})
-    counts = ", ".join(f"{reason} {refused[reason]}" for reason in demonstrations.REASONS)
-    cli.console.print(f"{number} decisions of a teacher ({counts}): {stages / 'data' / 'demonstrations'}")
+    counts = {f"decisions {reason}": refused[reason] for reason in demonstrations.REASONS}
+    about |= {"teacher": flags.teacher or "planner", **counts}
+    number = data.write(stages / "data" / "demonstrations", some, about)
+    said = ", ".join(f"{reason} {refused[reason]}" for reason in demonstrations.REASONS)
+    cli.console.print(f"{number} decisions of a teacher ({said}): {stages / 'data' / 'demonstrations'}")
 
 
 def _cases(run: Run, flags: Flags) -> list[dict[str, Any]]:
     if flags.teacher is not None:
-        return transcripts.read(flags.teacher / transcripts.FILE)
+        return demonstrations.taught(flags.teacher, np.asarray(run.episodes.stay_id)[run.rows])
     stays = run.config.curriculum.stays or None
     planner = dataclasses.replace(run.config, agent=dataclasses.replace(run.config.agent, backend="planner"))
     backend = dataclasses.replace(run, config=planner).backend(run.config.llm)
     return loop.run(run.episodes, run.rows[:stays], run.simulator, run.bins, backend, run.config.agent, run.prompts)
 
 
-def _train(settings: Config, stages: Path, out: Path, flags: Flags) -> None:
+def _train(settings: Config, stages: Path, out: Path, flags: Flags, start: Path | None, run: Run | None) -> None:
     """One stage; what it needs is imported here, since it lives in an environment of its own."""
     try:
         from sepsis_jax.curriculum import models, reinforcement, tuning
@@ -136,15 +127,15 @@ def _train(settings: Config, stages: Path, out: Path, flags: Flags) -> None:
         hint = "make llm-train, then run this script with .venv-train/bin/python"
         raise InputError("train_agent.py", expected="TRL and PyTorch", found=str(error), hint=hint) from error
     chosen = settings.curriculum
-    start = flags.start or stages / BEFORE[flags.stage] / ("" if flags.stage == "dynamics" else "model")
-    if flags.start is None and flags.stage == "dynamics" and not (start / "config.json").exists():
-        asked, decided = (data.read(stages / "data" / kind) for kind in ("dynamics", "demonstrations"))
-        models.make(chosen.base, asked[:: max(1, len(asked) // max(1, len(decided)))] + decided, start, chosen.seed)
-    if flags.stage != "rl":
+    if start is None:
+        start = out / "base"
+        if stage.leads() and not (start / "config.json").exists():
+            asked, decided = (data.read(stages / "data" / kind) for kind in ("dynamics", "demonstrations"))
+            models.make(chosen.base, asked[:: max(1, len(asked) // len(decided))] + decided, start, chosen.seed)
+    if run is None:
         tuned = chosen.dynamics if flags.stage == "dynamics" else chosen.demonstrations
         tuning.run(data.read(stages / "data" / flags.stage), start, out, chosen.base, tuned, chosen.seed)
         return
-    run = _run(settings, flags)
     practice = reinforcement.Practice(
         run.episodes,
         run.rows,

@@ -20,7 +20,7 @@ from jsonargparse import auto_cli
 from sepsis_jax import agent_run, checkpoints, config, pipeline
 from sepsis_jax.agent import loop
 from sepsis_jax.agent_run import Run
-from sepsis_jax.curriculum import demonstrations, progress, reinforcement, tuning
+from sepsis_jax.curriculum import demonstrations, reinforcement, stage, tuning
 from sepsis_jax.curriculum.rewards import Model
 
 GROUPS = (4, 8, 16)
@@ -58,7 +58,7 @@ class _None:
 
 
 def _lines(out: Path) -> list[dict[str, float]]:
-    return [json_files.loads(line) for line in (out / progress.LOG).read_text().splitlines()]
+    return [json_files.loads(line) for line in (out / stage.LOG).read_text().splitlines()]
 
 
 def _tuned(run: Run, model: Path, out: Path, examples: int) -> dict[str, float]:

@@ -35,6 +35,8 @@ def lived(settings: Config, path: Path) -> Found:
     episodes, manifest, truth = pipeline.open_cohort(path)
     if truth is None:
         raise InputError(path, expected="the truth of a simulated cohort", found="none")
+    for folder in folders:
+        agents.check_cohort(folder, episodes)
     stage = closed_loop.true_stage(truth, episodes, manifest.action_bins)
     table = curriculum.table(runs, episodes, stage, draws=evaluation.draws, seed=evaluation.seed)
     numbers: Numbers = {f"{name}_{key}": float(one) for name, row in table.iterrows() for key, one in row.items()}

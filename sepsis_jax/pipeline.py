@@ -269,6 +269,8 @@ def inquiry(
     """
     settings, reward, seed = config.policies, config.policies.to_pay(), config.evaluation.seed
     known = policies.known_outcomes(known, reward)
+    for folder in settings.agents:
+        agents.check_cohort(folder, tested)
     answers = {folder: agents.read(folder) for folder in settings.agents}
     tested = agents.judged(policies.known_outcomes(tested, reward), list(answers.values()))
     train = part(known, "train", config.run)

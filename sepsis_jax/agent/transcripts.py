@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from sepsis_jax.agent.case import Case
+from sepsis_jax.clinical.actions import LEVELS
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.errors import InputError
 
@@ -61,6 +62,41 @@ def read(path: Path) -> list[dict[str, Any]]:
         return [of_line(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(path, expected="one JSON object a line", found=str(error)) from error
+
+
+def cases(path: Path) -> list[dict[str, Any]]:
+    """As `read`, of whole transcripts (see `transcript`), each stay once. InputError for anything else."""
+    found = read(path)
+    if not found:
+        raise InputError(path, expected="transcripts of cases", found="none")
+    seen: set[int] = set()
+    for one in found:
+        if one["stay_id"] in seen or not _whole(one):
+            what = "twice" if one["stay_id"] in seen else "without all that a transcript holds"
+            raise InputError(path, expected="each case once, and whole", found=f"stay {one['stay_id']} {what}")
+        seen.add(one["stay_id"])
+    return found
+
+
+def _whole(one: dict[str, Any]) -> bool:
+    try:
+        usage, number = one["usage"], len(one["messages"])
+        counts = [usage["requests"], usage["prompt_tokens"], usage["completion_tokens"], *usage["malformed"].values()]
+        return (
+            all(type(count) is int for count in counts)
+            and all(isinstance(message, dict) for message in one["messages"])
+            and bool(one["decisions"] or one["failed"])
+            and all(
+                len(decision["action"]) == 2
+                and set(decision["action"]) <= set(range(LEVELS))
+                and isinstance(decision["broken"], list)
+                and all({"action", "value", "support"} <= shown.keys() for shown in decision["considered"])
+                and 0 <= decision["message"] < number
+                for decision in one["decisions"]
+            )
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def of_line(line: str | bytes) -> dict[str, Any]:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
-from sepsis_jax.agent import dialogues, tools
+import numpy as np
+
+from sepsis_jax.agent import dialogues, tools, transcripts
 from sepsis_jax.agent.conversation import Conversation
 from sepsis_jax.agent.tools import Malformed, Message
 from sepsis_jax.clinical.actions import ActionBins
+from sepsis_jax.errors import InputError
 
 REASONS = ("kept", "failed", "malformed", "against the guideline", "worse than usual")
 
@@ -42,6 +46,18 @@ def accepted(
                 yield kind | {"stay_id": case["stay_id"], "messages": messages, "tools": asking.tools}
 
 
+def taught(folder: Path, stays: np.ndarray) -> list[dict[str, Any]]:
+    """Transcripts of another teacher. InputError unless they are whole, and of these stays i64[N] alone."""
+    path = folder / transcripts.FILE
+    cases = transcripts.cases(path)
+    others = {one["stay_id"] for one in cases} - set(stays.tolist())
+    if others:
+        found = f"stay {min(others)} and {len(others) - 1} more that are no train stays of this cohort"
+        hint = "let the teacher treat those of the train split: agent_loop.py --agent.split train"
+        raise InputError(path, expected="train stays alone", found=found, hint=hint)
+    return cases
+
+
 def alone(example: dict[str, Any], asking: Conversation, bins: ActionBins) -> dict[str, Any]:
     """The same decision, made from the record alone.
 
@@ -54,6 +70,8 @@ def alone(example: dict[str, Any], asking: Conversation, bins: ActionBins) -> di
 
 
 def _fault(decision: dict[str, Any], messages: list[Message]) -> str:
+    if messages[-1]["role"] not in ("assistant", "tool"):
+        return "failed"  # nothing was said
     for message in messages:
         if message["role"] == "assistant":
             calls = [(one["function"]["name"], one["function"]["arguments"]) for one in message.get("tool_calls", [])]

@@ -17,6 +17,8 @@ from sepsis_jax.curriculum import small_models
 from sepsis_jax.curriculum.settings import BaseSettings
 from sepsis_jax.errors import InputError
 
+_TRIED = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+
 disable_progress_bars()
 logging.disable_progress_bar()
 
@@ -32,7 +34,10 @@ def make(settings: BaseSettings, dialogues: Sequence[dict[str, Any]], out: Path,
         model, tokenizer = small_models.tiny(dialogues, seed=seed, **shape)
         small_models.train(model, tokenizer, dialogues, settings.reading, seed, said=0.0, read=1.0)
     elif settings.model == "smollm2":
-        model, tokenizer = small_models.smollm2()
+        try:
+            model, tokenizer = small_models.smollm2()
+        except OSError as error:
+            raise InputError(small_models.SMOLLM2, expected="a package to download", found=str(error)) from error
     else:
         model, tokenizer = load(settings.model, settings)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -40,13 +45,18 @@ def make(settings: BaseSettings, dialogues: Sequence[dict[str, Any]], out: Path,
 
 
 def load(model: str | Path, settings: BaseSettings) -> tuple[Any, Any]:
-    """A model and its tokenizer. InputError where there is none."""
+    """A model and its tokenizer, whose chat template says what the assistant says. InputError where there is none."""
     try:
         weights = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, settings.dtype))
-        return weights, AutoTokenizer.from_pretrained(str(model))
-    except (OSError, ValueError) as error:
-        expected = "a model in the layout of Hugging Face"
-        raise InputError(model, expected=expected, found=str(error).splitlines()[0]) from error
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
+        tokens(tokenizer, [_TRIED])
+    except Exception as error:  # whatever is wrong with a folder, its readers say it in errors of every kind
+        expected, found = "a chat model in the layout of Hugging Face", (str(error) or repr(error)).splitlines()[0]
+        raise InputError(model, expected=expected, found=found[:200]) from error
+    if weights.get_input_embeddings().num_embeddings < len(tokenizer):
+        found = f"{len(tokenizer)} tokens, {weights.get_input_embeddings().num_embeddings} of them known to the weights"
+        raise InputError(model, expected="a tokenizer of this model", found=found)
+    return weights, tokenizer
 
 
 def additions(settings: BaseSettings) -> LoraConfig | None:

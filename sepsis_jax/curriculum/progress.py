@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sepsis_jax import files
+from sepsis_jax.curriculum import stage
 from sepsis_jax.curriculum.settings import BaseSettings
 from sepsis_jax.errors import InputError
 
-LOG = "log.jsonl"
 _WHOLE = "whole"
-"""File that a checkpoint gets when all of it is written."""
+"""File that a checkpoint gets when all of it is written: digests of the others."""
 _KEPT = 2
 
 
 def options(out: Path, base: BaseSettings, seed: int) -> dict[str, Any]:
     """Arguments of a trainer that writes its checkpoints to `out`/checkpoints and reports to nobody."""
     return {
-        "output_dir": str(out / "checkpoints"),
+        "output_dir": str(out / stage.CHECKPOINTS),
         "save_strategy": "steps",
         "logging_steps": 1,
         "report_to": "none",
@@ -35,73 +36,101 @@ def options(out: Path, base: BaseSettings, seed: int) -> dict[str, Any]:
         "gradient_checkpointing": torch.cuda.is_available(),  # what fits on a CPU need not be computed twice
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
+        "logging_nan_inf_filter": False,  # `Guard` is to see them
     }
 
 
 def train(trainer: Any, out: Path) -> None:
     """To the end, from the last whole checkpoint if there is one. InputError where `Guard` stopped it."""
-    last = last_checkpoint(out / "checkpoints")
+    last = last_checkpoint(out / stage.CHECKPOINTS)
     guard = next(one for one in trainer.callback_handler.callbacks if isinstance(one, Guard))
     trainer.remove_callback(PrinterCallback)  # `Log` says it in a line
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if guard.why:
-        kept = last_checkpoint(out / "checkpoints")
+        kept = last_checkpoint(out / stage.CHECKPOINTS)
         hint = f"the last good checkpoint is {kept}" if kept else "nothing had been saved yet"
-        raise InputError(out / LOG, expected="a run that converges", found=guard.why, hint=hint)
+        raise InputError(out / stage.LOG, expected="a run that converges", found=guard.why, hint=hint)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; those that a kill has left in pieces are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    """The newest whole checkpoint; those that a kill has left in pieces are removed. InputError if it was changed."""
+    found = _checkpoints(folder)
     for path in found:
         if not (path / _WHOLE).exists():
             shutil.rmtree(path)
     whole = [path for path in found if path.exists()]
-    return whole[-1] if whole else None
+    if not whole:
+        return None
+    hint = "delete it to go on from the one before"
+    try:
+        expected = json.loads((whole[-1] / _WHOLE).read_text())
+    except ValueError:
+        expected = None
+    files.check_digests(whole[-1], expected, whole[-1] / _WHOLE, hint)
+    return whole[-1]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 class Log(TrainerCallback):
     """One JSON line an update to `out`/log.jsonl, and one to the terminal now and then; marks whole checkpoints."""
 
     def __init__(self, out: Path) -> None:
-        self._path, self._began, self._first, self._said = out / LOG, time.monotonic(), 0, 0.0
+        self._path, self._began, self._before, self._first, self._said = out / stage.LOG, time.monotonic(), 0.0, 0, 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Drop what was logged after the checkpoint that the run goes on from."""
-        self._began, self._first = time.monotonic(), state.global_step
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("".join(f"{line}\n" for line in kept))
+        """Drop what was logged after the checkpoint that the run goes on from; the clock goes on."""
+        self._first = state.global_step
+        lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
+        logged = [one for one in map(_line, lines) if one is not None and one["step"] <= state.global_step]
+        self._before = logged[-1]["seconds"] if logged else 0.0
+        self._began = time.monotonic() - self._before
+        if stage.leads():
+            files.write(self._path, "".join(f"{json.dumps(one)}\n" for one in logged).encode())
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
         """Keep the figures of an update."""
-        if "loss" not in logs:
+        if "loss" not in logs or not stage.leads():
             return
         seconds = time.monotonic() - self._began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        figures = {name: float(value) for name, value in logs.items()}
+        figures = {name: value if value is not None and math.isfinite(value) else None for name, value in logs.items()}
         line = {"step": state.global_step, "seconds": round(seconds, 2), "peak_gb": round(peak, 3)} | figures
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         done, all_steps = state.global_step - self._first, state.max_steps - self._first
         if seconds - self._said > 10 or done == all_steps:
             self._said = seconds
-            left = seconds / max(done, 1) * (all_steps - done)
-            said = ", ".join(f"{name} {figures[name]:.3g}" for name in ("loss", "reward", "kl") if name in figures)
+            left = (seconds - self._before) / max(done, 1) * (all_steps - done)
+            said = ", ".join(f"{name} {logs[name]:.3g}" for name in ("loss", "reward", "kl") if name in logs)
             print(f"update {state.global_step} of {state.max_steps}: {said}; {left:.0f} s left", flush=True)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint as whole; older ones than the last few go."""
+        if not stage.leads():
+            return
         folder = Path(args.output_dir)
-        (folder / f"checkpoint-{state.global_step}" / _WHOLE).touch()
-        found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        for path in found[:-_KEPT]:
+        own = folder / f"checkpoint-{state.global_step}"
+        files.write(own / _WHOLE, json.dumps(files.digests(own)).encode())
+        for path in _checkpoints(folder)[:-_KEPT]:
             shutil.rmtree(path)
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """A line of the log; None for what a kill has left of one."""
+    try:
+        one = json.loads(text)
+        return one if type(one["step"]) is int and float(one["seconds"]) >= 0 else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 class Guard(TrainerCallback):

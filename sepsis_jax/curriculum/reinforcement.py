@@ -1,8 +1,8 @@
 """Stage III: GRPO inside the world model (Shao et al. 2024, arXiv 2402.03300), with TRL.
 
 A group of answers to the same decision shares its random numbers, so that rewards within it differ by what was
-prescribed. Their mean is subtracted, and what is left is divided by the SD of all answers of an update, not of the
-group's, by which a hair's breadth would count as much as a life. Answers that are all alike teach nothing.
+prescribed. Their mean is subtracted; what is left is not divided by the group's SD, by which a hair's breadth would
+count as much as a life (Liu et al. 2025, arXiv 2503.20783). Answers that are all alike teach nothing.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from sepsis_jax.agent.prompting import Prompts
 from sepsis_jax.agent.settings import Follow, LLMSettings
 from sepsis_jax.agent.simulator import BatchedSimulator, Batcher
 from sepsis_jax.clinical.actions import ActionBins, encode
-from sepsis_jax.curriculum import models, progress, rewards, small_models
+from sepsis_jax.curriculum import models, progress, rewards, small_models, stage
 from sepsis_jax.curriculum.learner import Learner, Said
 from sepsis_jax.curriculum.rewards import Model, Paid
 from sepsis_jax.curriculum.settings import BaseSettings, CurriculumSettings, RLSettings
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.errors import InputError
 
+_PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 _AT_ONCE = 4096  # texts that go on together
-FIGURES = ("reward", "malformed", "simulated", "unfinished", "seconds_simulated", "seconds_answering")
+FIGURES = ("reward", "malformed", "simulated", "unfinished", "seconds_simulated", "seconds_rollout")
 
 
 class Decision(NamedTuple):
@@ -74,13 +75,21 @@ class Practice:
         return self.chosen.rl
 
     def decisions(self) -> list[Decision]:
-        """Every decision that the run will ask for, in its order; stays begin anew in 'episode'."""
+        """Every decision that the run will ask for, in its order; stays begin anew in 'episode'.
+
+        Those of one update are about the same step, so that their histories are about equally long. Over the updates
+        each recorded decision is equally likely.
+        """
         settings, draw = self.settings, np.random.default_rng(self.chosen.seed)
-        number = settings.updates * settings.decisions
-        rows, alone = draw.choice(self.rows, number), draw.random(number) < self.chosen.alone
-        steps = np.zeros(number, int)
-        if settings.mode == "decision":
-            steps = draw.integers(np.asarray(self.episodes.length)[rows])
+        number, length = settings.updates * settings.decisions, np.asarray(self.episodes.length)[self.rows]
+        alone = draw.random(number) < self.chosen.alone
+        if settings.mode == "episode":
+            rows, steps = draw.choice(self.rows, number), np.zeros(number, int)
+        else:
+            steps = np.repeat(
+                draw.integers(draw.choice(length, settings.updates, p=length / length.sum())), settings.decisions
+            )
+            rows = np.array([draw.choice(self.rows[length > step]) for step in steps])
         return [Decision(*one) for one in zip(rows.tolist(), steps.tolist(), alone.tolist(), strict=True)]
 
 
@@ -103,15 +112,18 @@ async def answer(practice: Practice, learner: Learner, where: Decision) -> tuple
     return case, case.decisions[0].action, ""
 
 
-def paid(practice: Practice, where: Sequence[Decision], answers: Sequence[tuple[Case, Any, str]]) -> list[Paid]:
+def paid(
+    practice: Practice, where: Sequence[Decision], answers: Sequence[tuple[Case, Any, str]], update: int
+) -> list[Paid]:
     """What the answers to the decisions `where` earn; in 'decision' from one call of the simulator for all."""
     settings = practice.settings
     if settings.mode == "episode":
-        worth = [rewards.of_stay(case, settings) if case.outcome.closed else 0.0 for case, _, _ in answers]
+        worth = [rewards.of_stay(case, settings) for case, _, _ in answers]
     else:
         different = sorted({(one.row, one.step) for one in where})
         rows, steps = np.array(different).T
-        table = rewards.of_decisions(practice.model, practice.episodes, rows, steps, settings, practice.chosen.seed)
+        luck = rewards.luck_of(practice.chosen.seed, update)
+        table = rewards.of_decisions(practice.model, practice.episodes, rows, steps, settings, luck)
         values = dict(zip(different, table, strict=True))
         worth = [
             0.0 if action is None else float(values[at.row, at.step][int(encode(np.array(action)))])
@@ -138,7 +150,7 @@ class Rollouts:
 
         answers = asyncio.run(everyone())
         answered = time.monotonic()
-        earned = paid(practice, where, answers)
+        earned = paid(practice, where, answers, trainer.state.global_step)
         seconds = time.monotonic() - answered + practice.simulator.seconds - simulated
         said = [both[one.alone].take(case) for one, (case, _, _) in zip(where, answers, strict=True)]
         figures = [
@@ -213,6 +225,10 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
         hint = "make llm-train DEVICE=cuda brings it; --curriculum.rl.vllm false lets the model in training answer"
         raise InputError("curriculum.rl", field="vllm", expected="vLLM in this environment", found="none", hint=hint)
     model, tokenizer = models.load(start, base)
+    most = model.config.max_position_embeddings
+    if practice.llm.max_tokens >= most:
+        expected = f"answers within the {most} tokens that the model reads"
+        raise InputError("llm", field="max_tokens", expected=expected, found=practice.llm.max_tokens)
     answers = settings.decisions * settings.group
     options = GRPOConfig(
         **progress.options(out, base, practice.chosen.seed),
@@ -220,12 +236,12 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
         num_generations=settings.group,
         generation_batch_size=answers,
         per_device_train_batch_size=min(settings.batch, answers),
-        gradient_accumulation_steps=-(-answers // min(settings.batch, answers)),
+        gradient_accumulation_steps=max(1, answers // (min(settings.batch, answers) * _PROCESSES)),
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=min(10, settings.updates // 10),
         beta=settings.kl,
-        scale_rewards="batch",
+        scale_rewards="none",
         temperature=settings.temperature,
         max_completion_length=practice.llm.max_tokens,
         save_steps=settings.save_every,
@@ -242,8 +258,8 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
         train_dataset=Dataset.from_list([{"prompt": _prompt(one)} for one in practice.decisions()]),
         processing_class=tokenizer,
         peft_config=models.additions(base),
-        rollout_func=Rollouts(practice, tokenizer, model.config.max_position_embeddings),
+        rollout_func=Rollouts(practice, tokenizer, most),
         callbacks=[progress.Log(out), progress.Guard(settings.most_kl, settings.patience)],
     )
     progress.train(trainer, out)
-    small_models.keep(models.merged(trainer.model), tokenizer, out / "model")
+    small_models.keep(models.merged(trainer.model), tokenizer, out / stage.MODEL)

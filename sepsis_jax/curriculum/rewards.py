@@ -18,6 +18,8 @@ from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.policies.planner import PlannerSettings, recommend
 from sepsis_jax.simulation.course import World
 
+_PAID = 0x70616964
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -28,8 +30,16 @@ class Model:
     policy_params: Any
 
 
+def luck_of(seed: int, number: int) -> jax.Array:
+    """Key of the courses that pay, anew for each `number`, and never those that a simulation of this seed answers with.
+
+    Else a model would be paid for believing in the noise that it was shown.
+    """
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _PAID), number)
+
+
 def of_decisions(
-    model: Model, episodes: Episodes, rows: np.ndarray, steps: np.ndarray, settings: RLSettings, seed: int
+    model: Model, episodes: Episodes, rows: np.ndarray, steps: np.ndarray, settings: RLSettings, luck: jax.Array
 ) -> np.ndarray:
     """What each action is worth at recorded decisions, against what clinicians do most often there.
 
@@ -37,29 +47,36 @@ def of_decisions(
     for a broken guideline rule (`policies.planner`). No action is worth less than no decision.
 
     Args:
-      rows, steps: int[N] stays and their steps. settings: samples, horizon, caution, charges. seed: of the courses.
+      rows, steps: int[N] stays and their steps. settings: samples, horizon, caution, charges.
+      luck: key of the courses, see `luck_of`.
 
     Returns:
       f64[N,25], from one call of the simulator.
     """
     planner = PlannerSettings(samples=settings.samples, horizon=settings.horizon, caution=settings.caution)
-    histories, key = history_at(episodes, rows, steps), jax.random.key(seed)
-    found = recommend(model.world, model.params, model.policy_params, histories, key, planner)
+    histories = history_at(episodes, rows, steps)
+    found = recommend(model.world, model.params, model.policy_params, histories, luck, planner)
     score = np.asarray(found.score, np.float64) - settings.guideline * ~np.asarray(found.allowed)
     usual = score[np.arange(len(rows)), np.asarray(found.usual)]
     return np.maximum(score - usual[:, None], -settings.unfinished)
 
 
 def of_stay(case: Case, settings: RLSettings) -> float:
-    """The published reward (`clinical.reward`) of a stay that was played to its end, less charges for broken rules."""
+    """The published reward (`clinical.reward`) of a stay, less charges for broken rules.
+
+    A stay that was not played to its end, since a decision failed, is paid so far, and as a death: who gives up must
+    not be better off than who goes on.
+    """
     decisions = case.decisions
+    died = case.outcome.death_90d if case.outcome.closed else 1.0
+    assert died is not None, "a stay in the world model ends with a probability"
+    if not decisions:
+        return -PUBLISHED.outcome
     obs = np.array([[one.obs[name] for name in NAMES] for one in decisions], np.float32)
     before = np.array([one.previous[0] for one in decisions])
     urine = sofa.urine_so_far(obs[:, INDEX["output_4hourly"]])
     ventilated = np.array([one.ventilated for one in decisions])
     score = sofa.published(obs, before, urine, ventilated)
-    died = case.outcome.death_90d
-    assert died is not None, "a stay in the world model ends with a probability"
     paid = PUBLISHED.episode(score, obs[:, INDEX["lactate"]], np.int32(len(decisions)), np.float32(died))
     return float(np.sum(paid)) - settings.guideline * sum(bool(one.broken) for one in decisions)
 

@@ -6,7 +6,10 @@ import dataclasses
 import math
 from typing import Literal
 
-from sepsis_jax.errors import SEEDS, check_range
+from sepsis_jax.errors import SEEDS, InputError, check_range
+
+HEADS = 128
+"""Width of a pair of attention heads of the tiny model, which share what they attend to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,8 @@ class BaseSettings:
             reading=(0, 1e9),
         )
         check_range(self, "curriculum.base", lora_rank=(0, 4096))
+        if self.hidden % HEADS:
+            raise InputError("curriculum.base", field="hidden", expected=f"a multiple of {HEADS}", found=self.hidden)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +54,7 @@ class TuningSettings:
 
     Attributes:
       examples: dialogues to make. epochs: passes over them.
-      batch: dialogues at once. accumulate: batches an update.
+      batch: dialogues at once, of about the same length. accumulate: batches an update.
       learning_rate: highest; a tenth of the updates warms up to it, then it falls as a cosine.
       most_tokens: longer dialogues are left out.
       save_every: updates between checkpoints.
@@ -77,7 +82,7 @@ class RLSettings:
         sees; 'episode' plays whole stays in the world model and pays what each step brings, as published.
       updates: of the policy. decisions: different ones (stays, in whole episodes) an update. group: answers to each.
       batch: answers whose gradient is computed at once.
-      learning_rate: constant. kl: weight of the distance to the model that the stage started from.
+      learning_rate: constant. kl: weight of the distance to the model that the stage started from, above 0.
       temperature: of the answers.
       samples, horizon: simulated courses behind the reward, and how far they go.
       caution: see `PlannerSettings.caution`. guideline: charged for an action that breaks a rule.
@@ -110,10 +115,14 @@ class RLSettings:
     def __post_init__(self) -> None:
         name = "curriculum.rl"
         check_range(self, name, updates=(1, 10_000_000), decisions=(1, 100_000), group=(2, 4096), batch=(1, 100_000))
-        check_range(self, name, learning_rate=(0, 1), kl=(0, 100), temperature=(0.01, 10))
+        check_range(self, name, learning_rate=(0, 1), kl=(1e-9, 100), temperature=(0.01, 10))
         check_range(self, name, samples=(2, 100_000), horizon=(1, 1000), caution=(0, 1000), most_kl=(0, math.inf))
         check_range(self, name, guideline=(0, 1000), fault=(0, 1000), unfinished=(0, 1000), patience=(1, 1_000_000))
         check_range(self, name, save_every=(1, 1_000_000))
+        answers = self.decisions * self.group
+        if answers % min(self.batch, answers):
+            expected = f"a divisor of the {answers} answers of an update (decisions * group)"
+            raise InputError(name, field="batch", expected=expected, found=self.batch)
 
 
 @dataclasses.dataclass(frozen=True)

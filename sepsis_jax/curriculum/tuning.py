@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from sepsis_jax.curriculum import models, progress, small_models
+from sepsis_jax.curriculum import data, models, progress, small_models, stage
 from sepsis_jax.curriculum.settings import BaseSettings, TuningSettings
 from sepsis_jax.errors import InputError
 
@@ -34,9 +35,12 @@ def run(
         shortest = min(len(row["input_ids"]) for row in rows)
         expected = f"dialogues of at most {settings.most_tokens} tokens"
         raise InputError("curriculum", field="most_tokens", expected=expected, found=f"{shortest} and more")
+    print(f"{len(kept)} of {len(rows)} dialogues, of at most {settings.most_tokens} tokens", flush=True)
+    lengths = np.array([len(row["input_ids"]) for row in kept])
+    ordered = [kept[at] for at in data.order(lengths, settings.epochs, settings.batch, seed)]
     options = SFTConfig(
         **progress.options(out, base, seed),
-        num_train_epochs=settings.epochs,
+        num_train_epochs=1,  # the order holds every pass
         per_device_train_batch_size=settings.batch,
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
@@ -44,15 +48,15 @@ def run(
         warmup_steps=0.1,  # a share
         save_steps=settings.save_every,
         max_length=None,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="sequential",
     )
     trainer = SFTTrainer(
         model=model,
         args=options,
-        train_dataset=Dataset.from_list(kept),
+        train_dataset=Dataset.from_list(ordered),
         processing_class=tokenizer,
         peft_config=models.additions(base),
         callbacks=[progress.Log(out), progress.Guard()],
     )
     progress.train(trainer, out)
-    small_models.keep(models.merged(trainer.model), tokenizer, out / "model")
+    small_models.keep(models.merged(trainer.model), tokenizer, out / stage.MODEL)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +80,16 @@ def read(folder: Path) -> Answers:
     return Answers(found["stay_id"][order], found["probs"][order], given)
 
 
+def check_cohort(folder: Path, episodes: Episodes) -> None:
+    """InputError unless the stays that the run in `folder` was about are those of `episodes`, number for number."""
+    for part in (folder, probabilities.folder_of(folder)):
+        if (part / journal.RUN).is_file():
+            own = {one["stay_id"] for one in transcripts.read(part / transcripts.FILE)}
+            same = episodes.take(np.isin(np.asarray(episodes.stay_id), sorted(own)))
+            if same.num_stays < len(own) or same.digest() != _told(part / journal.RUN)["stays"]:
+                raise InputError(part, expected="a run over stays of this cohort", found="one over others")
+
+
 def asked(folder: Path) -> bool:
     """Whether its probabilities stand beside it."""
     return _file(folder).is_file()
@@ -93,18 +104,24 @@ def lived(folder: Path) -> dict[int, np.ndarray] | None:
     file = folder / journal.RUN
     if not file.is_file():
         return None
-    try:
-        follow = json.loads(file.read_text())["agent"]["follow"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(file, expected="the settings of a run", found=repr(error)[:80]) from error
-    if follow != "truth":
+    if _told(file)["agent"]["follow"] != "truth":
         return None
-    cases = transcripts.read(folder / transcripts.FILE)
+    cases = transcripts.cases(folder / transcripts.FILE)
     return {
         one["stay_id"]: np.asarray(encode(np.array([decision["action"] for decision in one["decisions"]], np.int8)))
         for one in cases
         if one["failed"] is None
     }
+
+
+def _told(file: Path) -> dict[str, Any]:
+    """What a run depended on."""
+    try:
+        told = json.loads(file.read_text())
+        _ = told["agent"]["follow"], told["stays"]
+        return dict(told)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(file, expected="the settings of a run", found=repr(error)[:80]) from error
 
 
 def judged(episodes: Episodes, everyone: Sequence[Answers]) -> Episodes:

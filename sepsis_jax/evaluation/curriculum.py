@@ -42,7 +42,7 @@ class Run:
             hint = "run agent_loop.py with --agent.follow truth"
             raise InputError(folder, expected="courses in the patient simulator", found="none", hint=hint)
         asked = folder.with_name(f"{folder.name}.questions") / transcripts.FILE
-        cases = {one["stay_id"]: one for one in transcripts.read(folder / transcripts.FILE)}
+        cases = {one["stay_id"]: one for one in transcripts.cases(folder / transcripts.FILE)}
         return cls(cases, transcripts.read(asked) if asked.is_file() else [])
 
     def of(self, some: Episodes) -> list[dict[str, Any]]:

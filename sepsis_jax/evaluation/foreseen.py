@@ -45,7 +45,7 @@ def gains(
     decisions = np.asarray(episodes.length, float)
     out = []
     for world, model in worlds.items():
-        worth = rewards.of_decisions(model, episodes, rows, steps, plain, seed)
+        worth = rewards.of_decisions(model, episodes, rows, steps, plain, rewards.luck_of(seed, 0))
         before: np.ndarray | None = None
         for policy, probs in policies.items():
             each = np.bincount(rows, (probs[rows, steps] * worth).sum(-1), minlength=episodes.num_stays)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections import Counter
 
@@ -12,7 +13,7 @@ import pytest
 from factories import make_episodes
 from toy import toy_params, toy_world
 
-from sepsis_jax.agent import loop
+from sepsis_jax.agent import loop, transcripts
 from sepsis_jax.agent.backends import PlannerBackend
 from sepsis_jax.agent.llm import LLMBackend
 from sepsis_jax.agent.prompting import package_prompts
@@ -194,9 +195,91 @@ def test_folders_of_examples_are_read_again(tmp_path, cases):
     assert "planner" in card and f"| stays | {len({one['stay_id'] for one in kept})} |" in card
 
 
-@pytest.mark.parametrize("text", [None, "{", '{"messages": 1'])
+SAID = {"role": "assistant", "content": "yes"}
+
+
+def line(**changes):
+    return json.dumps({"kind": "a", "messages": [{"role": "user", "content": "well?"}, SAID]} | changes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "3",
+        '{"messages": 1',
+        line(messages=None),
+        line(messages="well"),
+        line(messages=[]),
+        line(messages=[{"role": "user", "content": "nobody answers"}]),
+        line(messages=[SAID | {"role": "doctor"}, SAID]),
+        line(messages=[SAID | {"content": None}]),
+        line(messages=[{"content": "who?"}, SAID]),
+        line(messages=[SAID | {"tool_calls": None}]),
+        line(messages=[SAID | {"tool_calls": [{"id": "1"}]}]),
+        line(messages=[SAID | {"tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}]),
+        line(messages=[SAID | {"tool_calls": [{"function": {"name": "a", "arguments": "[1]"}}]}]),
+        line(tools=7),
+        "[" * 100_000,
+    ],
+)
 def test_bad_examples_get_one_line(tmp_path, text):
     if text is not None:
-        (tmp_path / data.FILE).write_text(text)
+        (tmp_path / data.FILE).write_text(f"{line()}\n{text}" if text else "")
     with pytest.raises(InputError, match=re.escape(data.FILE)):
         data.read(tmp_path)
+
+
+def test_bytes_that_are_no_text_get_one_line(tmp_path):
+    (tmp_path / data.FILE).write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="UTF-8"):
+        data.read(tmp_path)
+
+
+def test_no_examples_are_not_written(tmp_path):
+    (tmp_path / "some").mkdir()
+    with pytest.raises(InputError, match="none that can be learned from"):
+        data.write(tmp_path / "some", [], {})
+    assert list((tmp_path / "some").iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "epochs", "batch"), [(7, 1, 2), (403, 2.5, 4), (5, 0.5, 8), (100, 3, 1)])
+def test_every_pass_holds_each_dialogue_once(number, epochs, batch):
+    lengths = np.random.default_rng(0).integers(10, 900, number)
+    found = data.order(lengths, epochs, batch, seed=3)
+    assert found.size == math.ceil(number * epochs)
+    counts = np.bincount(found, minlength=number)
+    assert counts.max() <= math.ceil(epochs) and counts.min() >= math.floor(epochs) - (epochs % 1 > 0) * math.ceil(
+        epochs
+    )
+    if epochs == int(epochs):
+        assert (counts == epochs).all()
+    assert np.array_equal(found, data.order(lengths, epochs, batch, seed=3))
+    assert number < 50 or not np.array_equal(found[:50], data.order(lengths, epochs, batch, seed=4)[:50])
+
+
+def test_neighbours_in_a_batch_are_about_equally_long():
+    lengths = np.random.default_rng(0).integers(10, 900, 800)
+    batches = lengths[data.order(lengths, 1, 8, seed=0)].reshape(-1, 8)
+    assert np.ptp(batches, axis=1).mean() < 60 and np.ptp(lengths) > 800
+    assert abs(np.corrcoef(batches.mean(1), np.arange(100))[0, 1]) < 0.3  # no longest first
+
+
+@pytest.mark.parametrize("what", ["another stay", "not whole", "twice", "none"])
+def test_other_teachers_are_looked_at_first(tmp_path, cases, what):
+    kept = json.loads(json.dumps(cases[:2]))
+    stays = np.array([one["stay_id"] for one in kept])
+    transcripts.write(tmp_path / transcripts.FILE, kept)
+    assert demonstrations.taught(tmp_path, stays) == kept
+    if what == "another stay":
+        stays = stays[1:]
+    elif what == "not whole":
+        kept[0]["decisions"][0]["action"] = [9, 9]
+    else:
+        kept = [kept[0], kept[0]] if what == "twice" else []
+    transcripts.write(tmp_path / transcripts.FILE, kept)
+    with pytest.raises(InputError, match=transcripts.FILE):
+        demonstrations.taught(tmp_path, stays)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from factories import make_episodes
@@ -120,7 +121,7 @@ SOME = RLSettings(samples=32, horizon=2, caution=0.5, guideline=2.0, unfinished=
 def values(**changes):
     settings = dataclasses.replace(SOME, **changes)
     rows, steps = np.array([0, 0, 1]), np.array([0, 1, 0])
-    return rewards.of_decisions(MODEL, EPISODES, rows, steps, settings, seed=0)
+    return rewards.of_decisions(MODEL, EPISODES, rows, steps, settings, rewards.luck_of(0, 0))
 
 
 def test_values_of_decisions():
@@ -134,8 +135,27 @@ def test_values_of_decisions():
 
 
 def test_who_decides_beside_it_changes_no_value():
-    alone = rewards.of_decisions(MODEL, EPISODES, np.array([0]), np.array([1]), SOME, seed=0)
+    alone = rewards.of_decisions(MODEL, EPISODES, np.array([0]), np.array([1]), SOME, rewards.luck_of(0, 0))
     np.testing.assert_allclose(alone[0], values()[1], rtol=1e-6, atol=1e-6)
+
+
+def test_what_pays_is_other_luck_than_what_answers():
+    plain = RLSettings(samples=16, horizon=2, caution=0, guideline=0, unfinished=1000)
+    keys = [*(rewards.luck_of(0, number) for number in (0, 0, 1)), jax.random.key(0)]
+    first, again, next_one, told = (
+        rewards.of_decisions(MODEL, EPISODES, np.array([0, 1]), np.array([1, 0]), plain, key) for key in keys
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, next_one) and not np.allclose(first, told)
+
+
+def test_who_gives_up_is_paid_as_a_death():
+    case = Case(EPISODES, 0, SIMULATOR, AI_CLINICIAN_BINS, "model")
+    assert rewards.of_stay(case, SOME) == -15
+    case.observe()
+    asyncio.run(case.prescribe((0, 2)))
+    assert not case.outcome.closed
+    assert rewards.of_stay(case, SOME) == -15 - 2.0 * bool(case.decisions[0].broken)  # one decision: no step between
 
 
 def test_a_whole_stay_is_paid_as_published():

@@ -63,7 +63,7 @@ def folders(tmp_path_factory):
             cases[-1]["failed"] = {"kind": "timeout", "detail": ""}
         (out / name).mkdir()
         transcripts.write(out / name / transcripts.FILE, cases)
-        (out / name / journal.RUN).write_text(json.dumps({"agent": {"follow": "truth"}}))
+        (out / name / journal.RUN).write_text(json.dumps({"agent": {"follow": "truth"}, "stays": EPISODES.digest()}))
     (out / "much.questions").mkdir()
     asked = [
         {"stay_id": int(stay), "answers": {"mortality": float(died), "vasopressor": 0.5}, "failed": None}
@@ -121,7 +121,7 @@ def test_it_is_shown_for_people(found):
 
 def test_runs_of_other_worlds_and_of_others_are_refused(folders):
     kept = (folders / "nothing" / journal.RUN).read_text()
-    (folders / "nothing" / journal.RUN).write_text(json.dumps({"agent": {"follow": "model"}}))
+    (folders / "nothing" / journal.RUN).write_text(json.dumps({"agent": {"follow": "model"}, "stays": ""}))
     with pytest.raises(InputError, match="patient simulator"):
         curriculum.Run.read(folders / "nothing")
     (folders / "nothing" / journal.RUN).write_text(kept)

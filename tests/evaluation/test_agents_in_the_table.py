@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
     cases = loop.run(EPISODES, range(12), simulator, AI_CLINICIAN_BINS, FollowsTheRule(), settings)
     cases[-1]["failed"] = {"kind": "timeout", "detail": ""}
     transcripts.write(out / transcripts.FILE, cases)
-    (out / journal.RUN).write_text(json.dumps({"agent": {"follow": "truth"}}))
+    (out / journal.RUN).write_text(json.dumps({"agent": {"follow": "truth"}, "stays": EPISODES.digest()}))
     probs = probs_on_record(RULE, None, EPISODES)
     stays = [
         {
@@ -75,6 +75,14 @@ def folder(tmp_path_factory):
     probabilities.folder_of(out).mkdir()
     probabilities.write(probabilities.folder_of(out) / probabilities.FILE, stays, EPISODES.obs.shape[1])
     return out
+
+
+def test_a_run_over_other_patients_is_refused(folder):
+    agents.check_cohort(folder, EPISODES)
+    others = EPISODES.replace(obs=np.asarray(EPISODES.obs) + 1)
+    for some in (others, EPISODES.take(slice(11))):
+        with pytest.raises(InputError, match="this cohort"):
+            agents.check_cohort(folder, some)
 
 
 def test_its_true_course_is_played_again(folder):
@@ -93,7 +101,7 @@ def test_its_true_course_is_played_again(folder):
 def test_a_run_along_the_record_is_not_played(folder):
     run = folder / journal.RUN
     kept = run.read_text()
-    run.write_text(json.dumps({"agent": {"follow": "model"}}))
+    run.write_text(json.dumps({"agent": {"follow": "model"}, "stays": ""}))
     answers = agents.read(folder)
     run.write_text(kept)
     assert answers.given is None and agents.judged(EPISODES, [answers]).num_stays == 12

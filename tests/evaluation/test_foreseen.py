@@ -29,7 +29,7 @@ def found():
 def test_gains_are_means_over_decisions(found):
     rows, steps = np.nonzero(EPISODES.valid)
     plain = RLSettings(samples=16, horizon=2, caution=0, guideline=0, unfinished=1000)
-    worth = rewards.of_decisions(MODEL, EPISODES, rows, steps, plain, 4)
+    worth = rewards.of_decisions(MODEL, EPISODES, rows, steps, plain, rewards.luck_of(4, 0))
     assert found.loc["nothing", "gain"] == pytest.approx(worth[:, 0].mean())
     assert found.loc["much", "more"] == pytest.approx((worth[:, 13] - worth[:, 0]).mean())
     assert found.loc["much", "more_low"] <= found.loc["much", "more"] <= found.loc["much", "more_high"]

@@ -1,0 +1,73 @@
+"""The folder of a stage: one process works on it, with one set of settings, until its model is there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sepsis_jax import files
+from sepsis_jax.errors import InputError
+
+MODEL, CHECKPOINTS, LOG = "model", "checkpoints", "log.jsonl"
+BEGUN, DONE, LOCK = "begun.json", "done.json", ".lock"
+
+
+def leads() -> bool:
+    """Whether this process writes what several of one run (`accelerate launch`) have made."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def working(out: Path, told: dict[str, Any]) -> Iterator[bool]:
+    """Work on the stage in `out`; yields whether nothing is left to do. What fails before it has begun leaves no trace.
+
+    Args:
+      told: plain types; whatever changes what the stage ends with.
+
+    Raises:
+      InputError: the folder is something else's, a stage of other settings, or another process works on it.
+    """
+    if not leads():
+        yield False
+        return
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / BEGUN).is_file())):
+        hint = "choose another --out"
+        raise InputError(out, expected="a new folder, or one of train_agent.py", found="something else", hint=hint)
+    files.check_writable(out / LOCK)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(out, expected="a stage that has stopped", found="one that a process works on") from error
+        plain = json.loads(json.dumps(told, default=str))
+        for path in (out / DONE, out / BEGUN):
+            if path.is_file() and _read(path) != plain:
+                raise InputError(
+                    out, expected="a stage of these settings", found="one of others", hint="use another --out"
+                )
+        if (out / DONE).is_file() and (out / MODEL / "config.json").is_file():
+            yield True
+            return
+        files.write(out / BEGUN, json.dumps(plain).encode())
+        try:
+            yield False
+        except InputError:
+            if not (out / LOG).exists():  # settings that never came to an update bind nobody
+                shutil.rmtree(out)
+            raise
+        files.write(out / DONE, json.dumps(plain).encode())
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        hint = "delete the folder to start anew"
+        raise InputError(path, expected="the settings of a stage", found=str(error)[:80], hint=hint) from error
