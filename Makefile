@@ -73,20 +73,17 @@ demo-llm: $(VENV)/.installed vllm $(if $(filter smollm2,$(MODEL)),runs/demo_llm/
 runs/demo_llm/smollm2/config.json: | vllm
 	$(VLLM)/bin/python sepsis_jax/curriculum/small_models.py smollm2 --out runs/demo_llm/smollm2
 
-# The tiny language model that comes with the package, hours on two cores; a stopped run goes on when started again.
+# Teaches the tiny language model, hours on two cores; a stopped run goes on when started again.
 CURRICULUM := --config configs/curriculum_tiny.yaml --checkpoint sepsis_jax/checkpoints/carry
+STAGES ?= data dynamics demonstrations rl
 curriculum: $(VENV)/.installed vllm llm-train
 	test -d runs/curriculum_tiny/episodes || $(BIN)/python prepare_data.py --config configs/curriculum_tiny.yaml
-	for stage in data dynamics demonstrations rl; do $(TRAIN)/bin/python train_agent.py --stage $$stage $(CURRICULUM) || exit 2; done
+	for stage in $(STAGES); do $(TRAIN)/bin/python train_agent.py --stage $$stage $(CURRICULUM) || exit 2; done
 
-# Until the whole curriculum makes it: a third of an hour with its data.
-tiny-agent: $(VENV)/.installed llm-train
-	test -d runs/curriculum_tiny/episodes || $(BIN)/python prepare_data.py --config configs/curriculum_tiny.yaml
-	$(BIN)/python train_agent.py --stage data $(CURRICULUM)
-	cd runs/curriculum_tiny/curriculum/data && awk 'NR % 7 == 0' dynamics/examples.jsonl | cat demonstrations/examples.jsonl - > mixed.jsonl
-	$(TRAIN)/bin/python sepsis_jax/curriculum/small_models.py tiny --steps 900 \
-		--dialogues runs/curriculum_tiny/curriculum/data/mixed.jsonl --out runs/curriculum_tiny/tiny_agent
-	cp runs/curriculum_tiny/tiny_agent/* sepsis_jax/checkpoints/tiny_agent/
+# The tiny language model that comes with the package: what the first two stages leave.
+tiny-agent:
+	$(MAKE) curriculum STAGES="data dynamics demonstrations"
+	cp runs/curriculum_tiny/curriculum/demonstrations/model/* sepsis_jax/checkpoints/tiny_agent/
 
 curriculum-smoke: $(VENV)/.installed-dev vllm llm-train
 	$(SLOW) tests/curriculum/test_stages.py

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 from trl.chat_template_utils import get_training_chat_template
 
-from sepsis_jax.curriculum import small_models
+from sepsis_jax.curriculum import small_models, stage
 from sepsis_jax.curriculum.settings import BaseSettings
 from sepsis_jax.errors import InputError
 
@@ -67,9 +67,11 @@ def additions(settings: BaseSettings) -> LoraConfig | None:
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def merged(model: Any) -> Any:
-    """The whole weights, whatever was trained of them."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+def leave(model: Any, tokenizer: Any, out: Path) -> None:
+    """Write the whole weights, whatever was trained of them; one process of several does."""
+    whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    if stage.leads():
+        small_models.keep(whole, tokenizer, out)
 
 
 def tokens(tokenizer: Any, dialogues: Sequence[dict[str, Any]]) -> list[dict[str, list[int]]]:

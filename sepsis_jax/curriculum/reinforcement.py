@@ -29,7 +29,7 @@ from sepsis_jax.agent.prompting import Prompts
 from sepsis_jax.agent.settings import Follow, LLMSettings
 from sepsis_jax.agent.simulator import BatchedSimulator, Batcher
 from sepsis_jax.clinical.actions import ActionBins, encode
-from sepsis_jax.curriculum import models, progress, rewards, small_models, stage
+from sepsis_jax.curriculum import models, progress, rewards, stage
 from sepsis_jax.curriculum.learner import Learner, Said
 from sepsis_jax.curriculum.rewards import Model, Paid
 from sepsis_jax.curriculum.settings import BaseSettings, CurriculumSettings, RLSettings
@@ -262,4 +262,4 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
         callbacks=[progress.Log(out), progress.Guard(settings.most_kl, settings.patience)],
     )
     progress.train(trainer, out)
-    small_models.keep(models.merged(trainer.model), tokenizer, out / stage.MODEL)
+    models.leave(trainer.model, tokenizer, out / stage.MODEL)

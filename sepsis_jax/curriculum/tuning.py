@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from sepsis_jax.curriculum import data, models, progress, small_models, stage
+from sepsis_jax.curriculum import data, models, progress, stage
 from sepsis_jax.curriculum.settings import BaseSettings, TuningSettings
 from sepsis_jax.errors import InputError
 
@@ -59,4 +59,4 @@ def run(
         callbacks=[progress.Log(out), progress.Guard()],
     )
     progress.train(trainer, out)
-    small_models.keep(models.merged(trainer.model), tokenizer, out / stage.MODEL)
+    models.leave(trainer.model, tokenizer, out / stage.MODEL)
