@@ -124,7 +124,10 @@ def test_large_settings_start_with_a_small_model(stages, large):
     small = [word for word in words if word.split("=")[0] in ("--run", "--checkpoint", "--clinician.updates")]
     words = (f"--config=configs/curriculum_{large}.yaml", *small, f"--start={folder / 'dynamics' / 'model'}")
     few = ("--curriculum.rl.updates=1", "--curriculum.rl.decisions=1", "--curriculum.rl.group=4")
-    for stage, more in (("demonstrations", ()), ("rl", (*few, "--curriculum.rl.vllm=false", "--llm.max_tokens=32"))):
+    for stage, more in (
+        ("demonstrations", ("--curriculum.demonstrations.epochs=0.1",)),
+        ("rl", (*few, "--curriculum.rl.vllm=false", "--llm.max_tokens=32")),
+    ):
         out = folder / f"{large} {stage}"
         finish(start("train_agent.py", f"--stage={stage}", *words, *more, f"--out={out}"))
         assert (out / "model" / "model.safetensors").is_file() and not list((out / "model").glob("adapter*"))
