@@ -152,8 +152,10 @@ def _stay(file: Path | str, index: int, stay: Any) -> dict[str, np.ndarray]:
     checked["static"] = _array(file, f"{at}, static", stay, "static", (3,))
     checked["stay_id"] = _array(file, f"{at}, stay_id", stay, "stay_id", ())
     checked["mortality_90d"] = _array(file, f"{at}, mortality_90d", stay, "mortality_90d", ())
+    checked["gender"] = checked["static"][STATICS.index("gender")]
     for name, allowed in (
         ("mask", [0, 1]),
+        ("gender", [0, 1]),
         ("mortality_90d", [0, 1]),
         ("vaso_actions", range(LEVELS)),
         ("fluid_actions", range(LEVELS)),

@@ -142,6 +142,12 @@ def test_a_bad_field_is_named(tmp_path: Path, stays: list[dict[str, Any]], key: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_sex_that_is_none_is_named(tmp_path: Path, stays: list[dict[str, Any]]):
+    stays[1]["static"] = np.array([0.3, 7.0, 0.1])
+    with pytest.raises(InputError, match="episode 1, gender: expected values of 0, 1, found 7"):
+        released.load(*write(tmp_path, stays))
+
+
 @pytest.mark.parametrize("content", [[], {}, None, [1], ["x"], 3])
 def test_something_other_than_episodes(tmp_path: Path, content: Any):
     with pytest.raises(InputError, match=r"test\.pkl"):

@@ -134,7 +134,7 @@ def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _load_description(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        hint = "train one with train_wm.py"
+        hint = "train one with train_wm.py, or name one: --checkpoint sepsis_jax/checkpoints/carry"
         raise InputError(file, expected=KIND, found="no such file", hint=hint)
     try:
         description = json.loads(file.read_text())
