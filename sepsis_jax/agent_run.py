@@ -80,9 +80,8 @@ class Run:
 
     def backend(self, settings: LLMSettings) -> Backend:
         """Who decides; `settings` name the servers."""
-        planner = self.config.planner
         if self.config.agent.backend == "planner":
-            return PlannerBackend(self.prompts, samples=planner.samples, shield=planner.shield)
+            return PlannerBackend(self.prompts, self.config.planner)
         return self.asking(settings)
 
     @contextlib.contextmanager

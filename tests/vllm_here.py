@@ -40,7 +40,7 @@ def toy_simulator(concurrency: int = 16) -> BatchedSimulator:
 
 def make_tiny(folder: Path) -> Path:
     """Random weights, and tokens learned from what a planner says."""
-    prompts, planner = package_prompts(), PlannerBackend(package_prompts(), samples=16)
+    prompts, planner = package_prompts(), PlannerBackend(package_prompts(), PlannerSettings(samples=16))
     episodes, settings = make_episodes(8, 6, seed=1), AgentSettings(split="all", stays=0, follow="model")
     cases = loop.run(episodes, range(8), toy_simulator(), AI_CLINICIAN_BINS, planner, settings, prompts)
     asking = LLMBackend(LLMSettings(), prompts, samples=16, seed=0)

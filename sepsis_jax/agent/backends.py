@@ -12,7 +12,7 @@ from sepsis_jax.agent.prompting import Prompts
 from sepsis_jax.agent.simulator import Foresight
 from sepsis_jax.agent.tools import MOST_CANDIDATES, Prescribe, Simulate
 from sepsis_jax.clinical.actions import ALL_ACTIONS
-from sepsis_jax.policies.planner import best
+from sepsis_jax.policies.planner import PlannerSettings, best, cautious, most_usual
 
 
 class Failed(Exception):
@@ -45,26 +45,30 @@ class Backend(Protocol):
 
 
 class PlannerBackend:
-    """Simulates all 25 actions and prescribes the highest expected return, within the guideline if shielded.
+    """Simulates all 25 actions and prescribes as `policies.planner` does: by expected return, caution and shield.
 
     Its dialogue has the words of a model's: it shows three of the actions, among them what it prescribes and what
     clinicians do most often.
 
     Args:
-      prompts: texts. samples: simulated courses a candidate, as the answer says. shield: keep to the guideline.
+      prompts: texts. settings: of the planner.
     """
 
-    def __init__(self, prompts: Prompts, *, samples: int, shield: bool = True) -> None:
-        self._prompts, self._samples, self._shield = prompts, samples, shield
+    def __init__(self, prompts: Prompts, settings: PlannerSettings) -> None:
+        self._prompts, self._settings = prompts, settings
 
     async def decide(self, case: Case) -> None:
         """See `Backend.decide`."""
         futures = await case.simulate(ALL_ACTIONS)
         allowed = np.array([future.keeps_guideline for future in futures])
-        choice = int(best(np.array([future.value for future in futures]), allowed, shield=self._shield))
+        value, support = (np.array([getattr(one, name) for one in futures]) for name in ("value", "support"))
+        score = np.full(len(futures), -np.inf)
+        candidates = most_usual(support, allowed, self._settings)
+        score[candidates] = cautious(value, support, self._settings.caution)[candidates]
+        choice = int(best(score, allowed, shield=self._settings.shield))
         call = Prescribe(futures[choice].action, _rationale(futures, choice))
-        shown = self._shown(futures, choice, allowed)
-        answer = self._prompts.simulation(shown, self._samples)
+        shown = self._shown(futures, choice, score, allowed)
+        answer = self._prompts.simulation(shown, self._settings.samples)
         _speak(case, Simulate(tuple(one.action for one in shown)), answer)
         await case.prescribe(call.action, call.rationale)
         _speak(case, call, tools.given(call))
@@ -72,11 +76,11 @@ class PlannerBackend:
     async def close(self) -> None:
         """See `Backend.close`."""
 
-    def _shown(self, futures: list[Foresight], choice: int, allowed: np.ndarray) -> list[Foresight]:
+    def _shown(self, futures: list[Foresight], choice: int, score: np.ndarray, allowed: np.ndarray) -> list[Foresight]:
         """The choice, the next best and the usual one, in the order of their levels: the order gives nothing away."""
-        others = [futures[row] for row in range(len(futures)) if row != choice and (allowed[row] or not self._shield)]
-        shown = [futures[choice], max(futures, key=lambda future: future.support)]
-        shown += sorted(others, key=lambda future: -future.value)
+        free = allowed | (not self._settings.shield)
+        others = [int(row) for row in np.argsort(-score, kind="stable") if row != choice and free[row]]
+        shown = [futures[choice], max(futures, key=lambda future: future.support), *(futures[row] for row in others)]
         different = list({one.action: one for one in shown}.values())[:MOST_CANDIDATES]
         return sorted(different, key=lambda one: one.action)
 
@@ -89,7 +93,7 @@ def _speak(case: Case, call: Simulate | Prescribe, answer: str) -> None:
 def _rationale(futures: list[Foresight], choice: int) -> str:
     """Why, from the simulated numbers: against what clinicians do most often here. At most 300 characters."""
     chosen, usual = futures[choice], max(futures, key=lambda future: future.support)
-    text = f"Highest expected return: {chosen.value:+.2f} (SE {chosen.value_se:.2f}). "
+    text = f"Best expected return with caution: {chosen.value:+.2f} (SE {chosen.value_se:.2f}). "
     if usual.action == chosen.action:
         return text + f"Also what clinicians most often do in such states ({chosen.support:.0%})."
     return text + (

@@ -99,8 +99,7 @@ def recommend(
         raise ValueError("the planner needs a policy that goes on after its step")
     allowed = keeps_guideline(histories)
     usual = probs_at(world.policy, policy_params, histories)
-    order = np.argsort(-np.where(allowed | (not settings.shield), usual, usual - 1), axis=1, kind="stable")
-    candidates = np.sort(order[:, : settings.candidates], axis=1)
+    candidates = most_usual(usual, allowed, settings)
     plans = ALL_ACTIONS[candidates][:, :, None]
     found = simulate(
         World(ExpectedExits(world.dynamics), world.bins, world.reward, MostLikely(world.policy)),
@@ -115,10 +114,21 @@ def recommend(
         block=settings.block,
     )
     allowed, usual = (np.take_along_axis(table, candidates, axis=1) for table in (allowed, usual))
-    score = np.asarray(found.value) + settings.caution * np.log(np.maximum(usual, _NEVER))
+    score = cautious(np.asarray(found.value), usual, settings.caution)
     choice = best(score, allowed, shield=settings.shield)
     action = ALL_ACTIONS[np.take_along_axis(candidates, choice[:, None], axis=1)[:, 0]]
     return Recommendation(action, candidates, found, score, allowed, usual.argmax(axis=1))
+
+
+def most_usual(usual: np.ndarray, allowed: np.ndarray, settings: PlannerSettings) -> np.ndarray:
+    """Ascending ids int[...,K] of the actions to simulate: those that clinicians choose most often, f32[...,25]."""
+    order = np.argsort(-np.where(allowed | (not settings.shield), usual, usual - 1), axis=-1, kind="stable")
+    return np.sort(order[..., : settings.candidates], axis=-1)
+
+
+def cautious(value: np.ndarray, usual: np.ndarray, caution: float) -> np.ndarray:
+    """Expected returns f32[...], less the caution about actions that clinicians choose as often as `usual` f32[...]."""
+    return value + caution * np.log(np.maximum(usual, _NEVER))
 
 
 def planned(

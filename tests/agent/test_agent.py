@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import html
 import json
+import math
 
 import jax
 import numpy as np
@@ -39,7 +40,7 @@ SIMULATOR = BatchedSimulator(
     seed=0,
     concurrency=4,
 )
-PLANNER = PlannerBackend(package_prompts(), samples=16)
+PLANNER = PlannerBackend(package_prompts(), PlannerSettings(samples=16))
 
 
 def case_of(row=0, follow="recorded_until_deviation", episodes=EPISODES):
@@ -200,8 +201,33 @@ def test_planner_backend_prescribes_its_best_allowed_candidate():
     for decision in one["decisions"]:
         allowed = [f for f in decision["considered"] if f["keeps_guideline"]]
         assert len(decision["considered"]) == 25
-        assert decision["action"] == max(allowed, key=lambda f: f["value"])["action"]
+        assert (
+            decision["action"] == max(allowed, key=lambda f: f["value"] + math.log(max(f["support"], 1e-9)))["action"]
+        )
         assert "guideline" not in decision["broken"] and decision["rationale"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rank"),
+    [({"caution": 0.0}, "value"), ({"caution": 1000.0}, "support"), ({"caution": 0.0, "candidates": 1}, "support")],
+)
+def test_the_planner_is_as_cautious_as_it_is_told(changes, rank):
+    simulator = BatchedSimulator(
+        toy_world(policy=Guideline()),
+        toy_params(),
+        None,
+        PlannerSettings(samples=16, horizon=3),
+        seed=0,
+        concurrency=4,
+    )
+    planner = PlannerBackend(package_prompts(), PlannerSettings(samples=16, shield=False, **changes))
+    for row in range(3):
+        case = Case(EPISODES, row, simulator, AI_CLINICIAN_BINS, "model")
+        case.observe()
+        futures = asyncio.run(case.simulate(ALL_ACTIONS))
+        asyncio.run(planner.decide(case))
+        wanted = max(futures, key=lambda one: getattr(one, rank)).action
+        assert tuple(case.decisions[0].action) == tuple(wanted)
 
 
 def test_runs_repeat_and_do_not_depend_on_concurrency():

@@ -129,7 +129,7 @@ def test_direction(now, then, word):
 @pytest.fixture(scope="module")
 def cases():
     settings = AgentSettings(split="all", stays=0, follow="model", concurrency=8)
-    planner = PlannerBackend(package_prompts(), samples=16)
+    planner = PlannerBackend(package_prompts(), PlannerSettings(samples=16))
     return loop.run(EPISODES, range(6), SIMULATOR, AI_CLINICIAN_BINS, planner, settings)
 
 

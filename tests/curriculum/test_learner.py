@@ -168,7 +168,9 @@ def test_a_whole_stay_is_paid_as_published():
             if case.outcome.closed:
                 kept.append(case)
 
-    loop.run(EPISODES, [2], SIMULATOR, AI_CLINICIAN_BINS, Watched(package_prompts(), samples=16), settings)
+    loop.run(
+        EPISODES, [2], SIMULATOR, AI_CLINICIAN_BINS, Watched(package_prompts(), PlannerSettings(samples=16)), settings
+    )
     (case,) = kept
     obs = np.array([[one.obs[name] for name in NAMES] for one in case.decisions])
     scores, urine = [], obs[:, INDEX["output_4hourly"]]
