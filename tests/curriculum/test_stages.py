@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 from processes import ROOT
+from training_here import finish, install_training, logged, start
 from vllm_here import ENVIRONMENT, install, only_where_vllm_runs
 
 from sepsis_jax.agent import transcripts
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
-TRAINING = ROOT / ".venv-train"
-PYTHON = str(TRAINING / "bin" / "python")
 SIZES = (
     "--config=configs/curriculum_tiny.yaml",
     "--cohort.patients=160",
@@ -29,6 +26,7 @@ SIZES = (
     "--curriculum.dynamics.examples=300",
     "--curriculum.dynamics.save_every=5",
     "--curriculum.demonstrations.examples=240",
+    "--curriculum.demonstrations.epochs=2",
     "--curriculum.rl.updates=4",
     "--curriculum.rl.decisions=2",
     "--curriculum.rl.group=4",
@@ -36,24 +34,10 @@ SIZES = (
 )
 
 
-def start(script, *words, python=PYTHON):
-    return subprocess.Popen([python, script, *words], cwd=ROOT, text=True, stdout=-1, stderr=subprocess.STDOUT)
-
-
-def finish(process, code=0):
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == code, output[-3000:]
-    return output
-
-
-def logged(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     """Words that name a run, and its folder; stages I and II are done, and the first was killed on its way."""
-    subprocess.run([sys.executable, "llm/install.py", "train", str(TRAINING)], cwd=ROOT, check=True, timeout=600)
+    install_training()
     folder = tmp_path_factory.mktemp("run")
     words = (*SIZES, f"--run={folder}")
     finish(start("prepare_data.py", *words, python=sys.executable))
@@ -117,28 +101,13 @@ def test_rl_learns_soundly_and_the_result_calls_tools_through_vllm(stages):
     assert len(decisions) > 2 and any(one["considered"] for one in decisions)
 
 
-@pytest.mark.parametrize("large", ["smollm2", "qwen3_4b"])
-def test_large_settings_start_with_a_small_model(stages, large):
-    """Batches, low-rank additions, 16-bit numbers and texts of the large ones; a short run, without their vLLM."""
-    words, folder = stages
-    small = [word for word in words if word.split("=")[0] in ("--run", "--checkpoint", "--clinician.updates")]
-    words = (f"--config=configs/curriculum_{large}.yaml", *small, f"--start={folder / 'dynamics' / 'model'}")
-    few = ("--curriculum.rl.updates=1", "--curriculum.rl.decisions=1", "--curriculum.rl.group=4")
-    for stage, more in (
-        ("demonstrations", ("--curriculum.demonstrations.epochs=0.1",)),
-        ("rl", (*few, "--curriculum.rl.vllm=false", "--llm.max_tokens=32")),
-    ):
-        out = folder / f"{large} {stage}"
-        finish(start("train_agent.py", f"--stage={stage}", *words, *more, f"--out={out}"))
-        assert (out / "model" / "model.safetensors").is_file() and not list((out / "model").glob("adapter*"))
-        assert all(np.isfinite(line["loss"]) for line in logged(out))
-
-
 def test_a_run_that_goes_too_far_stops_with_a_reason(stages):
     words, folder = stages
     words += ("--curriculum.rl.most_kl=0", "--curriculum.rl.learning_rate=0.01", f"--out={folder / 'far'}")
     said = finish(start("train_agent.py", "--stage=rl", *words), code=2)
-    assert re.search(r"^error: .*log.jsonl: expected a run that converges, found a distance \(KL\)", said, re.MULTILINE)
+    assert re.search(
+        r"^error: .*log.jsonl: expected a run that converges, found a distance of .* \(KL\)", said, re.MULTILINE
+    )
     assert not (folder / "far" / "model").exists() and "Traceback" not in said
 
 
