@@ -95,7 +95,7 @@ def test_rl_learns_soundly_and_the_result_calls_tools_through_vllm(stages):
     assert any(line["frac_reward_zero_std"] < 1 for line in lines)  # answers of a group differ
     install()
     out = folder / "agent"
-    words += (f"--llm.vllm={ENVIRONMENT}", "--agent.backend=llm", "--agent.stays=2", f"--out={out}")
+    words += (f"--llm.vllm={ENVIRONMENT}", "--agent.backend=llm", "--agent.stays=4", f"--out={out}")
     finish(start("agent_loop.py", *words, f"--serve={folder / 'rl' / 'model'}", python=sys.executable))
     decisions = [one for case in transcripts.read(out / transcripts.FILE) for one in case["decisions"]]
     assert len(decisions) > 2 and any(one["considered"] for one in decisions)
