@@ -212,17 +212,9 @@ def test_planner_backend_prescribes_its_best_allowed_candidate():
     [({"caution": 0.0}, "value"), ({"caution": 1000.0}, "support"), ({"caution": 0.0, "candidates": 1}, "support")],
 )
 def test_the_planner_is_as_cautious_as_it_is_told(changes, rank):
-    simulator = BatchedSimulator(
-        toy_world(policy=Guideline()),
-        toy_params(),
-        None,
-        PlannerSettings(samples=16, horizon=3),
-        seed=0,
-        concurrency=4,
-    )
     planner = PlannerBackend(package_prompts(), PlannerSettings(samples=16, shield=False, **changes))
     for row in range(3):
-        case = Case(EPISODES, row, simulator, AI_CLINICIAN_BINS, "model")
+        case = case_of(row, follow="model")
         case.observe()
         futures = asyncio.run(case.simulate(ALL_ACTIONS))
         asyncio.run(planner.decide(case))
