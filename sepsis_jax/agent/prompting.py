@@ -71,8 +71,8 @@ class Prompts:
         facts = {"bins": bins, "features": FEATURES, "most_candidates": MOST_CANDIDATES}
         return self._render("system", simulator=simulator, simulations=simulations, **facts)
 
-    def question(self, about: str, asked: str | Sequence[str] = ()) -> str:
-        """What is asked about a record, see `agent.questions` and `curriculum.dynamics`; some ask of features."""
+    def question(self, about: str, asked: str = "") -> str:
+        """What is asked about a record, see `agent.questions` and `curriculum.dynamics`; some ask of a feature."""
         return self._render("question", about=about, asked=asked, features=FEATURES)
 
     def observation(self, **facts: Any) -> str:

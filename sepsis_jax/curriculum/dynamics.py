@@ -24,13 +24,13 @@ from sepsis_jax.clinical.actions import ALL_ACTIONS, ActionBins
 from sepsis_jax.clinical.features import INDEX, NUM_MASKED
 from sepsis_jax.data.episodes import Episodes
 
-KINDS = ("mortality", "vasopressor", "values", "directions", "effect")
+KINDS = {"mortality": 3, "vasopressor": 3, "values": 1, "directions": 1, "effect": 2}
+"""What is asked, and in which proportion: an answer in numbers has many more tokens than a yes or a no, and every
+token of an answer counts the same."""
 KEY = (*ANSWERED, "creatinine")
 """Features that are asked for."""
 MOVED = 0.05
 """Relative change that counts as one."""
-ASKED = 2
-"""Features that one question asks for, at most: long answers would outweigh a yes or a no."""
 FIRST = 0.5
 """Share of the decisions that are the first of a stay, which is where `agent.questions` asks."""
 _DRAWS = (20, 200)  # decisions simulated together, at least and at most
@@ -53,14 +53,14 @@ class Source:
 
 
 def examples(source: Source, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """`count` dialogues: as many of each of `KINDS`, and of each answer where there are two.
+    """`count` dialogues, of each kind its share (`KINDS`), and as many of each answer where there are two.
 
     Yields:
       kind, answer, stay_id, messages. Deterministic given the seed.
     """
     draw = np.random.default_rng(seed)
-    for at, kind in enumerate(KINDS):
-        number_of = len(range(at, count, len(KINDS)))
+    ends = np.rint(count * np.cumsum([0, *KINDS.values()]) / sum(KINDS.values())).astype(int)
+    for kind, number_of in zip(KINDS, np.diff(ends).tolist(), strict=True):
         if kind == "effect":
             yield from _effects(source, number_of, draw)
         elif kind in ("mortality", "vasopressor"):
@@ -85,17 +85,17 @@ def _yes_or_no(source: Source, about: str, count: int, draw: np.random.Generator
 
 
 def _next(source: Source, about: str, count: int, draw: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """What is newly measured at the next step, in numbers or as a direction."""
+    """One feature that is newly measured at the next step, as a number or a direction."""
     episodes, pool = source.episodes, _Pool.of(*_decisions(source, 1))
     for _ in range(count if pool.rows.size else 0):
         row, step = pool.draw(draw)
         now, then = np.asarray(episodes.obs[row, step : step + 2])
         seen = [name for name in KEY if INDEX[name] >= NUM_MASKED or episodes.mask[row, step + 1, INDEX[name]]]
-        asked = [seen[at] for at in np.sort(draw.permutation(len(seen))[:ASKED])]
-        pairs = [(name, float(now[INDEX[name]]), float(then[INDEX[name]])) for name in asked]
-        words = [f"{name} {number(b) if about == 'values' else direction(a, b)}" for name, a, b in pairs]
-        task, given = source.prompts.question(about, asked), [_given(episodes.action[row, step])]
-        yield _example(about, _case(source, row, step), task, ", ".join(words), given)
+        asked = seen[draw.integers(len(seen))]
+        before, after = float(now[INDEX[asked]]), float(then[INDEX[asked]])
+        answer = number(after) if about == "values" else direction(before, after)
+        given = [_given(episodes.action[row, step])]
+        yield _example(about, _case(source, row, step), source.prompts.question(about, asked), answer, given)
 
 
 def direction(now: float, then: float) -> str:
