@@ -24,14 +24,14 @@ from sepsis_jax.clinical.actions import ALL_ACTIONS, ActionBins
 from sepsis_jax.clinical.features import INDEX, NUM_MASKED
 from sepsis_jax.data.episodes import Episodes
 
-KINDS = {"mortality": 3, "vasopressor": 3, "values": 1, "directions": 1, "effect": 2}
+KINDS = {"mortality": 3, "vasopressor": 3, "values": 1, "directions": 1, "effect": 1}
 """What is asked, and in which proportion: an answer in numbers has many more tokens than a yes or a no, and every
 token of an answer counts the same."""
 KEY = (*ANSWERED, "creatinine")
 """Features that are asked for."""
 MOVED = 0.05
 """Relative change that counts as one."""
-FIRST = 0.5
+FIRST = 0.8
 """Share of the decisions that are the first of a stay, which is where `agent.questions` asks."""
 _DRAWS = (20, 200)  # decisions simulated together, at least and at most
 

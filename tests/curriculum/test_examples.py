@@ -39,20 +39,20 @@ def source(episodes=EPISODES):
 
 @pytest.fixture(scope="module")
 def examples():
-    return list(dynamics.examples(source(), 400, seed=1))
+    return list(dynamics.examples(source(), 450, seed=1))
 
 
 def test_kinds_and_answers_are_balanced(examples):
     kinds = Counter(one["kind"] for one in examples)
-    assert kinds == {"mortality": 120, "vasopressor": 120, "values": 40, "directions": 40, "effect": 80}
+    assert kinds == {"mortality": 150, "vasopressor": 150, "values": 50, "directions": 50, "effect": 50}
     for kind in ("mortality", "vasopressor"):
-        assert Counter(one["answer"] for one in examples if one["kind"] == kind) == {"yes": 60, "no": 60}
+        assert Counter(one["answer"] for one in examples if one["kind"] == kind) == {"yes": 75, "no": 75}
     assert {one["stay_id"] for one in examples} <= set(EPISODES.stay_id[ROWS].tolist())
 
 
 def test_the_same_seed_asks_the_same(examples):
-    assert list(dynamics.examples(source(), 400, seed=1)) == examples
-    assert list(dynamics.examples(source(), 400, seed=2)) != examples
+    assert list(dynamics.examples(source(), 450, seed=1)) == examples
+    assert list(dynamics.examples(source(), 450, seed=2)) != examples
 
 
 def place(one):
@@ -110,7 +110,7 @@ def test_nothing_lies_ahead(examples):
     changed = dataclasses.replace(EPISODES, obs=EPISODES.obs.copy())
     step = 2
     changed.obs[:, step + 1 :] += 7.0
-    other = list(dynamics.examples(source(changed), 400, seed=1))
+    other = list(dynamics.examples(source(changed), 450, seed=1))
     early = [
         (one, new)
         for one, new in zip(examples, other, strict=True)
