@@ -24,6 +24,7 @@ SIZES = (
     "--curriculum.base.reading=300",
     "--curriculum.stays=24",
     "--curriculum.dynamics.examples=300",
+    "--curriculum.dynamics.batch=8",
     "--curriculum.dynamics.save_every=5",
     "--curriculum.demonstrations.examples=240",
     "--curriculum.demonstrations.epochs=2",
