@@ -17,6 +17,7 @@ from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.errors import InputError
 
 FILE = "transcripts.jsonl"
+_SHOWN = {"action", "value", "support", "keeps_guideline"}
 _EXITS = ("in the ICU at the end of the record", "died in the ICU", "left the ICU alive")
 
 
@@ -90,7 +91,10 @@ def _whole(one: dict[str, Any]) -> bool:
                 len(decision["action"]) == 2
                 and set(decision["action"]) <= set(range(LEVELS))
                 and isinstance(decision["broken"], list)
-                and all({"action", "value", "support"} <= shown.keys() for shown in decision["considered"])
+                and all(
+                    {"action", "value", "support", "keeps_guideline"} <= shown.keys()
+                    for shown in decision["considered"]
+                )
                 and 0 <= decision["message"] < number
                 for decision in one["decisions"]
             )

@@ -19,13 +19,15 @@ from sepsis_jax.agent.tools import Malformed, Message
 from sepsis_jax.clinical.actions import ActionBins
 from sepsis_jax.errors import InputError
 
-REASONS = ("kept", "failed", "malformed", "against the guideline", "worse than usual")
+REASONS = ("kept", "failed", "malformed", "against the guideline", "not simulated", "worse than usual")
 
 
 def accepted(
     cases: Iterable[dict[str, Any]], asking: Conversation, bins: ActionBins, refused: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     """Decisions worth imitating: well-formed, within the guideline, and expected to do no worse than the usual one.
+
+    The usual one is what clinicians do most often among what the teacher simulated and a guideline allows.
 
     Args:
       cases: transcripts, see `agent.transcripts`. asking: whose task and tools these are. bins: doses of the task.
@@ -82,7 +84,11 @@ def _fault(decision: dict[str, Any], messages: list[Message]) -> str:
     if decision["broken"]:
         return "against the guideline"
     considered = decision["considered"]
+    if not considered:
+        return "kept"
     chosen = [one["value"] for one in considered if tuple(one["action"]) == tuple(decision["action"])]
-    if considered and (not chosen or chosen[-1] < max(considered, key=lambda one: one["support"])["value"]):
-        return "worse than usual"
-    return "kept"
+    if not chosen:
+        return "not simulated"
+    allowed = [one for one in considered if one["keeps_guideline"]]
+    usual = max(allowed, key=lambda one: one["support"], default=None)
+    return "worse than usual" if usual is not None and chosen[-1] < usual["value"] else "kept"

@@ -78,19 +78,26 @@ def _yes_or_no(source: Source, about: str, count: int, draw: np.random.Generator
         given = np.asarray(episodes.valid) & (np.asarray(episodes.action)[..., 0] > 0)
         ahead = np.cumsum(np.pad(given, ((0, 0), (1, AHEAD))), axis=1)
         truth = (ahead[rows, steps + AHEAD] - ahead[rows, steps] > 0).astype(np.int8)
-    task, pools = source.prompts.question(about), [_Pool.of(rows[truth == yes], steps[truth == yes]) for yes in (0, 1)]
+    task, pools = (
+        source.prompts.question(about),
+        [_Pool(rows[truth == yes], steps[truth == yes], draw) for yes in (0, 1)],
+    )
     for i in range(count):
-        if pools[i % 2].rows.size:
-            yield _example(about, _case(source, *pools[i % 2].draw(draw)), task, ("no", "yes")[i % 2])
+        if pools[i % 2].size:
+            case, task = _case(source, *pools[i % 2].take()), source.prompts.question(about)
+            yield _example(about, case, task, ("no", "yes")[i % 2])
 
 
 def _next(source: Source, about: str, count: int, draw: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """One feature that is newly measured at the next step, as a number or a direction."""
-    episodes, pool = source.episodes, _Pool.of(*_decisions(source, 1))
-    for _ in range(count if pool.rows.size else 0):
-        row, step = pool.draw(draw)
+    """One feature that is measured at the next step, as a number, or as a direction if it has been measured before."""
+    episodes, pool = source.episodes, _Pool(*_decisions(source, 1), draw)
+    for _ in range(count if pool.size else 0):
+        row, step = pool.take()
         now, then = np.asarray(episodes.obs[row, step : step + 2])
-        seen = [name for name in KEY if INDEX[name] >= NUM_MASKED or episodes.mask[row, step + 1, INDEX[name]]]
+        told = np.asarray(episodes.mask[row, step + 1])
+        if about == "directions":
+            told = told & np.asarray(episodes.mask[row, : step + 1]).any(axis=0)
+        seen = [name for name in KEY if INDEX[name] >= NUM_MASKED or told[INDEX[name]]]
         asked = seen[draw.integers(len(seen))]
         before, after = float(now[INDEX[asked]]), float(then[INDEX[asked]])
         answer = number(after) if about == "values" else direction(before, after)
@@ -107,9 +114,9 @@ def direction(now: float, then: float) -> str:
 
 def _effects(source: Source, count: int, draw: np.random.Generator) -> Iterator[dict[str, Any]]:
     """Two treatments in random order; those that the model cannot tell apart are not asked."""
-    pool, made = _Pool.of(*_decisions(source, 0)), 0
+    pool, made = _Pool(*_decisions(source, 0), draw), 0
     while made < count:
-        cases = [_case(source, *pool.draw(draw)) for _ in range(np.clip(2 * (count - made), *_DRAWS))]
+        cases = [_case(source, *pool.take()) for _ in range(np.clip(2 * (count - made), *_DRAWS))]
         pairs = [ALL_ACTIONS[draw.choice(len(ALL_ACTIONS), 2, replace=False)] for _ in cases]
         asked = [KEY[draw.integers(len(KEY))] for _ in cases]
         told = 0
@@ -139,23 +146,25 @@ def _decisions(source: Source, ahead: int) -> tuple[np.ndarray, np.ndarray]:
     return source.rows[at], steps
 
 
-@dataclasses.dataclass(frozen=True)
 class _Pool:
-    """Decisions to draw from: rows and steps int[N], of which `first` int[M] are the first of their stays."""
+    """Decisions to draw from, rows and steps int[N]: none comes again before all have come."""
 
-    rows: np.ndarray
-    steps: np.ndarray
-    first: np.ndarray
+    def __init__(self, rows: np.ndarray, steps: np.ndarray, draw: np.random.Generator) -> None:
+        self._rows, self._steps, self._draw = rows, steps, draw
+        first = np.flatnonzero(steps == 0)
+        self.size, self._any_first = rows.size, first.size > 0
+        self._first, self._all = _again_and_again(first, draw), _again_and_again(np.arange(rows.size), draw)
 
-    @classmethod
-    def of(cls, rows: np.ndarray, steps: np.ndarray) -> _Pool:
-        return cls(rows, steps, np.flatnonzero(steps == 0))
-
-    def draw(self, draw: np.random.Generator) -> tuple[int, int]:
+    def take(self) -> tuple[int, int]:
         """(row, step): the first of a stay in `FIRST` of the cases."""
-        begins = self.first.size and draw.random() < FIRST
-        at = self.first[draw.integers(self.first.size)] if begins else draw.integers(self.rows.size)
-        return int(self.rows[at]), int(self.steps[at])
+        begins = self._any_first and self._draw.random() < FIRST
+        at = next(self._first if begins else self._all)
+        return int(self._rows[at]), int(self._steps[at])
+
+
+def _again_and_again(places: np.ndarray, draw: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from draw.permutation(places)
 
 
 def _case(source: Source, row: int, step: int) -> Case:

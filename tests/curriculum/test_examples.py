@@ -78,6 +78,7 @@ def test_answers_are_those_of_the_record(examples):
             if one["kind"] == "values":
                 assert np.isclose(float(said), after, rtol=6e-3)
             else:
+                assert name == "output_4hourly" or EPISODES.mask[row, : step + 1, INDEX[name]].any()
                 small = abs(after - before) <= 0.05 * abs(before)
                 assert said == ("stayed" if small else "rose" if after > before else "fell")
 
@@ -166,7 +167,9 @@ def test_a_decision_without_the_simulator_is_the_same_one(cases):
     assert one["answer"] == kept[3]["answer"] and one["kind"] == "decision alone"
 
 
-@pytest.mark.parametrize("reason", ["malformed", "against the guideline", "worse than usual", "failed"])
+@pytest.mark.parametrize(
+    "reason", ["malformed", "against the guideline", "not simulated", "worse than usual", "failed"]
+)
 def test_what_is_no_example_is_left_out(cases, reason):
     case = json.loads(json.dumps(cases[0]))
     decision = case["decisions"][0]
@@ -175,8 +178,11 @@ def test_what_is_no_example_is_left_out(cases, reason):
         said["tool_calls"][0]["function"]["arguments"] = '{"actions": ["[9,9]"]}'
     elif reason == "against the guideline":
         decision["broken"] = ["overdosing"]
+    elif reason == "not simulated":
+        decision["considered"] = [one for one in decision["considered"] if one["action"] != decision["action"]]
     elif reason == "worse than usual":
-        usual = max(decision["considered"], key=lambda one: one["support"])
+        allowed = [one for one in decision["considered"] if one["keeps_guideline"]]
+        usual = max(allowed, key=lambda one: one["support"])
         for one in decision["considered"]:
             one["value"] = 1.0 if one is usual else 0.0
         decision["action"] = next(one["action"] for one in decision["considered"] if one is not usual)
@@ -185,6 +191,24 @@ def test_what_is_no_example_is_left_out(cases, reason):
         case["messages"] = case["messages"][: case["decisions"][-1]["message"] + 1]
     kept, counts = accepted([case])
     assert counts[reason] == 1 and len(kept) == len(accepted([cases[0]])[0]) - 1
+
+
+def test_usual_is_what_a_guideline_allows(cases):
+    """A teacher that does better than clinicians by the guideline alone is to be imitated."""
+    case = json.loads(json.dumps(cases[0]))
+    decision = case["decisions"][0]
+    for one in decision["considered"]:
+        chosen = one["action"] == decision["action"]
+        one.update(support=0.1 if chosen else 0.9, value=0.0 if chosen else 1.0, keeps_guideline=chosen)
+    assert len(accepted([case])[0]) == len(accepted([cases[0]])[0])
+
+
+def test_every_decision_comes_once_before_any_comes_again():
+    pool = dynamics._Pool(np.arange(10), np.repeat([0, 1], 5), np.random.default_rng(0))
+    taken = [pool.take() for _ in range(400)]
+    counts = Counter(row for row, _ in taken)
+    assert max(counts[row] for row in range(5, 10)) - min(counts[row] for row in range(5, 10)) <= 1
+    assert 0.75 < sum(step == 0 for _, step in taken) / 400 < 0.9  # FIRST, and some of all
 
 
 def test_folders_of_examples_are_read_again(tmp_path, cases):
