@@ -233,14 +233,10 @@ def _policies(settings: Config, flags: Flags) -> Numbers:
     fresh, wanted = _fresh(settings, flags), settings.policies
     tested, known, manifest, truth = _stays(settings, flags)
     checkpoint = flags.checkpoint or (checkpoints.CARRY if fresh else settings.checkpoint)
-    held_out = None
-    if wanted.held_out is not None:
-        if wanted.held_out.resolve() == checkpoint.resolve():
-            hint = "train one on other patients, with another seed"
-            raise InputError(wanted.held_out, expected="another world model than the planner's", found="it", hint=hint)
-        model, params = pipeline.load_model(wanted.held_out, manifest, path)
-        stage_world = World(model, manifest.action_bins, wanted.to_pay())
-        held_out = closed_loop.Stage(stage_world, params, jax.random.key(evaluation.seed + 1))
+    held_out, judge = None, pipeline.load_held_out(settings, checkpoint, manifest, path)
+    if judge is not None:
+        stage_world = World(judge[0], manifest.action_bins, wanted.to_pay())
+        held_out = closed_loop.Stage(stage_world, judge[1], jax.random.key(evaluation.seed + 1))
     asked = pipeline.inquiry(settings, tested, known, manifest, checkpoint, _note)
     real = None
     if truth is not None:

@@ -15,11 +15,12 @@ from typing import Any, Literal
 import numpy as np
 
 from sepsis_jax import agent_run, cli, config, files
-from sepsis_jax.agent import loop
+from sepsis_jax.agent import loop, transcripts
 from sepsis_jax.agent_run import Run
 from sepsis_jax.config import Config
 from sepsis_jax.curriculum import data, demonstrations, dynamics, stage
 from sepsis_jax.errors import InputError
+from sepsis_jax.evaluation import agents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,30 +45,62 @@ class Flags:
 
 
 BEFORE = {"demonstrations": "dynamics", "rl": "demonstrations"}
+NOT_READ = {"data": ("out", "start"), "dynamics": ("teacher",), "demonstrations": ("teacher",), "rl": ("teacher",)}
 
 
 def main(argv: list[str]) -> None:
     settings, flags = config.load(argv, Flags, description="Teach a language model.")
     settings = dataclasses.replace(settings, agent=dataclasses.replace(settings.agent, split="train", stays=0))
+    for name in NOT_READ[flags.stage]:
+        if getattr(flags, name) is not None:
+            raise InputError(f"--stage {flags.stage}", expected=f"no --{name}", found=getattr(flags, name))
     stages = settings.run / "curriculum"
+    out = flags.out or stages / flags.stage
     if flags.stage == "data":
-        if flags.out is not None or flags.start is not None:
-            raise InputError("--stage data", expected="no --out or --start", found="one of them")
-        _data(_run(settings, flags), stages, flags)
+        if stage.PROCESSES > 1:
+            hint = "start it with python, not accelerate"
+            raise InputError("--stage data", expected="one process", found=stage.PROCESSES, hint=hint)
+        run = _run(settings, flags)
+        with stage.working(out, _made_from(run, flags), leaves=f"demonstrations/{data.FILE}") as finished:
+            if finished:
+                cli.console.print(f"{out}: this stage is finished")
+            else:
+                _data(run, out, flags)
         return
-    out, run = flags.out or stages / flags.stage, _run(settings, flags) if flags.stage == "rl" else None
+    practised = _run(settings, flags) if flags.stage == "rl" else None
     start = flags.start or (stages / BEFORE[flags.stage] / stage.MODEL if flags.stage in BEFORE else None)
-    with stage.working(out, _identity(settings, flags, stages, start, run)) as finished:
+    with stage.working(out, _identity(settings, flags, stages, start, practised)) as finished:
         if finished:
             cli.console.print(f"{out}: this stage is finished")
             return
-        _train(settings, stages, out, flags, start, run)
+        _train(settings, stages, out, flags, start, practised)
     cli.console.print(f"Research software, not for care. Model: {out / stage.MODEL}")
 
 
 def _run(settings: Config, flags: Flags) -> Run:
     stays, checkpoint = flags.episodes or settings.episodes, flags.checkpoint or settings.checkpoint
     return agent_run.prepare(settings, stays, checkpoint, allow_remote=True)  # nothing leaves: the model is here
+
+
+def _made_from(run: Run, flags: Flags) -> dict[str, Any]:
+    """Whatever changes the examples."""
+    chosen = run.config.curriculum
+    return {
+        "stage": "data",
+        "examples": [chosen.dynamics.examples, chosen.demonstrations.examples],
+        "settings": [chosen.stays, chosen.alone, chosen.seed],
+        "teacher": flags.teacher and files.digests(flags.teacher).get(transcripts.FILE),
+        "run": _asking(run).identity(None),
+    }
+
+
+def _asking(run: Run) -> Run:
+    """The same with a language model as the agent, so that what it is told counts."""
+    return dataclasses.replace(run, config=_with_backend(run.config, "llm"))
+
+
+def _with_backend(settings: Config, backend: Literal["planner", "llm"]) -> Config:
+    return dataclasses.replace(settings, agent=dataclasses.replace(settings.agent, backend=backend))
 
 
 def _identity(settings: Config, flags: Flags, stages: Path, start: Path | None, run: Run | None) -> dict[str, Any]:
@@ -83,18 +116,17 @@ def _identity(settings: Config, flags: Flags, stages: Path, start: Path | None, 
     }
     if run is None:
         return told | {"examples": data.digest(stages / "data" / flags.stage)}
-    asked = dataclasses.replace(settings, agent=dataclasses.replace(settings.agent, backend="llm"))
-    return told | {"alone": chosen.alone, "practice": dataclasses.replace(run, config=asked).identity(None)}
+    return told | {"alone": chosen.alone, "practice": _asking(run).identity(None)}
 
 
-def _data(run: Run, stages: Path, flags: Flags) -> None:
+def _data(run: Run, out: Path, flags: Flags) -> None:
     """The dialogues of stages I and II."""
     chosen, asking = run.config.curriculum, run.asking(run.config.llm)
     about = {"cohort": run.loaded.manifest.source, "split": "train", "seed": chosen.seed}
     source = dynamics.Source(run.episodes, run.rows, run.simulator, run.bins, run.prompts)
     made = dynamics.examples(source, chosen.dynamics.examples, chosen.seed)
-    number = data.write(stages / "data" / "dynamics", made, about)
-    cli.console.print(f"{number} questions about courses: {stages / 'data' / 'dynamics'}")
+    number = data.write(out / "dynamics", made, about)
+    cli.console.print(f"{number} questions about courses: {out / 'dynamics'}")
     refused: Counter[str] = Counter()
     kept = list(demonstrations.accepted(_cases(run, flags), asking, run.bins, refused))
     draw = np.random.default_rng(chosen.seed)
@@ -104,17 +136,18 @@ def _data(run: Run, stages: Path, flags: Flags) -> None:
         some[at] = demonstrations.alone(some[at], unaided, run.bins)
     counts = {f"decisions {reason}": refused[reason] for reason in demonstrations.REASONS}
     about |= {"teacher": flags.teacher or "planner", **counts}
-    number = data.write(stages / "data" / "demonstrations", some, about)
+    number = data.write(out / "demonstrations", some, about)
     said = ", ".join(f"{reason} {refused[reason]}" for reason in demonstrations.REASONS)
-    cli.console.print(f"{number} decisions of a teacher ({said}): {stages / 'data' / 'demonstrations'}")
+    cli.console.print(f"{number} decisions of a teacher ({said}): {out / 'demonstrations'}")
 
 
 def _cases(run: Run, flags: Flags) -> list[dict[str, Any]]:
     if flags.teacher is not None:
-        return demonstrations.taught(flags.teacher, np.asarray(run.episodes.stay_id)[run.rows])
+        taught = demonstrations.taught(flags.teacher, np.asarray(run.episodes.stay_id)[run.rows])
+        agents.check_cohort(flags.teacher, run.episodes.take(run.rows))
+        return taught
     stays = run.config.curriculum.stays or None
-    planner = dataclasses.replace(run.config, agent=dataclasses.replace(run.config.agent, backend="planner"))
-    backend = dataclasses.replace(run, config=planner).backend(run.config.llm)
+    backend = dataclasses.replace(run, config=_with_backend(run.config, "planner")).backend(run.config.llm)
     return loop.run(run.episodes, run.rows[:stays], run.simulator, run.bins, backend, run.config.agent, run.prompts)
 
 
@@ -132,6 +165,7 @@ def _train(settings: Config, stages: Path, out: Path, flags: Flags, start: Path 
         if stage.leads() and not (start / "config.json").exists():
             asked, decided = (data.read(stages / "data" / kind) for kind in ("dynamics", "demonstrations"))
             models.make(chosen.base, asked[:: max(1, len(asked) // len(decided))] + decided, start, chosen.seed)
+        stage.agreed(True)  # the others wait for it
     if run is None:
         tuned = chosen.dynamics if flags.stage == "dynamics" else chosen.demonstrations
         tuning.run(data.read(stages / "data" / flags.stage), start, out, chosen.base, tuned, chosen.seed)

@@ -35,8 +35,9 @@ def lived(settings: Config, path: Path) -> Found:
     episodes, manifest, truth = pipeline.open_cohort(path)
     if truth is None:
         raise InputError(path, expected="the truth of a simulated cohort", found="none")
+    tested = pipeline.part(episodes, "test", path)  # models were taught on others
     for folder in folders:
-        agents.check_cohort(folder, episodes)
+        agents.check_cohort(folder, tested)
     stage = closed_loop.true_stage(truth, episodes, manifest.action_bins)
     table = curriculum.table(runs, episodes, stage, draws=evaluation.draws, seed=evaluation.seed)
     numbers: Numbers = {f"{name}_{key}": float(one) for name, row in table.iterrows() for key, one in row.items()}
@@ -62,8 +63,9 @@ def on_record(settings: Config, path: Path, checkpoint: Path, report: pipeline.P
         return Model(dataclasses.replace(loaded.world, dynamics=dynamics), params, loaded.policy_params)
 
     worlds = {"world model": world(loaded.world.dynamics, loaded.params)}
-    if settings.policies.held_out is not None:
-        worlds["held-out model"] = world(*pipeline.load_model(settings.policies.held_out, manifest, path))
+    held_out = pipeline.load_held_out(settings, checkpoint, manifest, path)
+    if held_out is not None:
+        worlds["held-out model"] = world(*held_out)
     if truth is not None:
         worlds["truth"] = world(*oracle(truth, inquiry.tested, manifest.action_bins))
     gained = foreseen.gains(

@@ -169,6 +169,19 @@ def load_model(path: Path, manifest: Manifest, cohort: object) -> tuple[WorldMod
     return model, params
 
 
+def load_held_out(
+    config: Config, checkpoint: Path, manifest: Manifest, cohort: object
+) -> tuple[WorldModel, Params] | None:
+    """The world model that judges (`policies.held_out`), if one is named. InputError if it is that at `checkpoint`."""
+    path = config.policies.held_out
+    if path is None:
+        return None
+    if path.resolve() == checkpoint.resolve():
+        hint = "train one on other patients, with another seed"
+        raise InputError(path, expected="another world model than the one that policies know", found="it", hint=hint)
+    return load_model(path, manifest, cohort)
+
+
 def open_cohort(path: Path) -> tuple[Episodes, Manifest, Truth | None]:
     """Episodes from a store or from a folder of released files, and their truth where there is one."""
     if all((path / name).is_file() for name in RELEASED_FILES):

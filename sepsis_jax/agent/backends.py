@@ -45,7 +45,10 @@ class Backend(Protocol):
 
 
 class PlannerBackend:
-    """Simulates all 25 actions and prescribes as `policies.planner` does: by expected return, caution and shield.
+    """Simulates all 25 actions and prescribes by expected return, caution and shield, as `policies.planner` does.
+
+    It goes by the numbers that any model is told, in which exits and clinicians' later actions are drawn;
+    `policies.planner` takes their expectation, and so scatters less.
 
     Its dialogue has the words of a model's: it shows three of the actions, among them what it prescribes and what
     clinicians do most often.

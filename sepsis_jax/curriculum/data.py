@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -88,13 +87,13 @@ def digest(folder: Path) -> str:
     return found
 
 
-def order(lengths: np.ndarray, epochs: float, batch: int, seed: int) -> np.ndarray:
-    """In which order to learn from dialogues of these lengths: int[ceil(N epochs)], known beforehand.
+def order(lengths: np.ndarray, epochs: int, batch: int, seed: int) -> np.ndarray:
+    """In which order to learn from dialogues of these lengths: int[N epochs], known beforehand.
 
     Every pass holds each dialogue once, at random but for neighbours in a batch, which are about equally long.
     """
     draw, passes, rest, size = np.random.default_rng(seed), [], [], batch * _SORTED
-    for _ in range(math.ceil(epochs)):
+    for _ in range(epochs):
         some = draw.permutation(lengths.size)
         parts = [some[first : first + size] for first in range(0, lengths.size, size)]
         parts = [part[np.argsort(-lengths[part], kind="stable")] for part in parts]
@@ -102,7 +101,7 @@ def order(lengths: np.ndarray, epochs: float, batch: int, seed: int) -> np.ndarr
         whole = [one for one in batches if one.size == batch]
         rest += [one for one in batches if one.size < batch]  # at the end, so that batches stay together
         passes += [whole[at] for at in draw.permutation(len(whole))]
-    return np.concatenate(passes + rest)[: math.ceil(lengths.size * epochs)]
+    return np.concatenate(passes + rest)
 
 
 def _none(path: Path, found: str | None) -> InputError:

@@ -55,10 +55,10 @@ def train(trainer: Any, out: Path) -> None:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; those that a kill has left in pieces are removed. InputError if it was changed."""
     found = _checkpoints(folder)
-    for path in found:
-        if not (path / _WHOLE).exists():
+    whole = [path for path in found if (path / _WHOLE).exists()]
+    for path in found if stage.leads() else []:
+        if path not in whole:
             shutil.rmtree(path)
-    whole = [path for path in found if path.exists()]
     if not whole:
         return None
     hint = "delete it to go on from the one before"

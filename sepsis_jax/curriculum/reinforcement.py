@@ -36,7 +36,6 @@ from sepsis_jax.curriculum.settings import BaseSettings, CurriculumSettings, RLS
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.errors import InputError
 
-_PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 _AT_ONCE = 4096  # texts that go on together
 FIGURES = ("reward", "malformed", "simulated", "unfinished", "seconds_simulated", "seconds_rollout")
 
@@ -236,7 +235,7 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
         num_generations=settings.group,
         generation_batch_size=answers,
         per_device_train_batch_size=min(settings.batch, answers),
-        gradient_accumulation_steps=max(1, answers // (min(settings.batch, answers) * _PROCESSES)),
+        gradient_accumulation_steps=max(1, answers // (min(settings.batch, answers) * stage.PROCESSES)),
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=min(10, settings.updates // 10),
@@ -249,7 +248,7 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
         reward_weights=[1.0] + [0.0] * (len(FIGURES) - 1),
         use_vllm=settings.vllm,
         vllm_mode="colocate",
-        vllm_importance_sampling_correction=False,
+        vllm_importance_sampling_correction=False,  # dialogues keep no log-probabilities of a server to correct by
     )
     trainer = GRPOTrainer(
         model=model,

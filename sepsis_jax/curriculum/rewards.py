@@ -57,15 +57,14 @@ def of_decisions(
     histories = history_at(episodes, rows, steps)
     found = recommend(model.world, model.params, model.policy_params, histories, luck, planner)
     score = np.asarray(found.score, np.float64) - settings.guideline * ~np.asarray(found.allowed)
-    usual = score[np.arange(len(rows)), np.asarray(found.usual)]
-    return np.maximum(score - usual[:, None], -settings.unfinished)
+    return np.maximum(found.over_usual(score), -settings.unfinished)
 
 
 def of_stay(case: Case, settings: RLSettings) -> float:
-    """The published reward (`clinical.reward`) of a stay, less charges for broken rules.
+    """The published reward (`clinical.reward`) of a stay, less a charge for each action that breaks G1 or G2.
 
-    A stay that was not played to its end, since a decision failed, is paid so far, and as a death: who gives up must
-    not be better off than who goes on.
+    A stay that was not played to its end, since a decision failed, is paid so far, and as a death. No stay that was
+    is worth less than one that was given up at once: who gives up must not be better off than who goes on.
     """
     decisions = case.decisions
     died = case.outcome.death_90d if case.outcome.closed else 1.0
@@ -78,7 +77,8 @@ def of_stay(case: Case, settings: RLSettings) -> float:
     ventilated = np.array([one.ventilated for one in decisions])
     score = sofa.published(obs, before, urine, ventilated)
     paid = PUBLISHED.episode(score, obs[:, INDEX["lactate"]], np.int32(len(decisions)), np.float32(died))
-    return float(np.sum(paid)) - settings.guideline * sum(bool(one.broken) for one in decisions)
+    worth = float(np.sum(paid)) - settings.guideline * sum("guideline" in one.broken for one in decisions)
+    return max(worth, -PUBLISHED.outcome - settings.unfinished) if case.outcome.closed else worth
 
 
 @dataclasses.dataclass(frozen=True)

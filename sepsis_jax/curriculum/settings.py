@@ -39,7 +39,7 @@ class BaseSettings:
             self,
             "curriculum.base",
             vocabulary=(300, 1_000_000),
-            hidden=(64, 65_536),
+            hidden=(HEADS, 65_536),
             layers=(1, 1000),
             reading=(0, 1e9),
         )
@@ -61,7 +61,7 @@ class TuningSettings:
     """
 
     examples: int = 4000
-    epochs: float = 1.0
+    epochs: int = 1
     batch: int = 8
     accumulate: int = 1
     learning_rate: float = 1e-3
@@ -69,8 +69,8 @@ class TuningSettings:
     save_every: int = 50
 
     def __post_init__(self) -> None:
-        whole = dict.fromkeys(("examples", "batch", "accumulate", "most_tokens", "save_every"), (1, 100_000_000))
-        check_range(self, "curriculum", epochs=(1e-6, 10_000), learning_rate=(0, 1), **whole)
+        names = ("examples", "epochs", "batch", "accumulate", "most_tokens", "save_every")
+        check_range(self, "curriculum", learning_rate=(0, 1), **dict.fromkeys(names, (1, 100_000_000)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +80,12 @@ class RLSettings:
     Attributes:
       mode: 'decision' rewards single decisions of recorded histories with the expected return that the world model
         sees; 'episode' plays whole stays in the world model and pays what each step brings, as published.
-      updates: of the policy. decisions: different ones (stays, in whole episodes) an update. group: answers to each.
+      updates: of the policy. decisions: asked for (stays, in whole episodes) an update. group: answers to each.
       batch: answers whose gradient is computed at once.
       learning_rate: constant. kl: weight of the distance to the model that the stage started from, above 0.
       temperature: of the answers.
       samples, horizon: simulated courses behind the reward, and how far they go.
-      caution: see `PlannerSettings.caution`. guideline: charged for an action that breaks a rule.
+      caution: see `PlannerSettings.caution`. guideline: charged for an action that breaks G1 or G2.
       fault: charged for each malformed call, and `unfinished` for a decision that is never made.
       most_kl: a run whose policy is further than that from where it started has diverged.
       patience: updates in a row without any difference within groups that end a run.

@@ -53,6 +53,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=0, help="for tiny: of training, one dialogue each")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
+    if given.model == "tiny" and given.dialogues is None:
+        parser.error("tiny learns its tokens from --dialogues")
     try:
         if given.model == "smollm2":
             keep(*smollm2(), given.out)

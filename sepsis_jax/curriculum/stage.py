@@ -18,23 +18,40 @@ MODEL, CHECKPOINTS, LOG = "model", "checkpoints", "log.jsonl"
 BEGUN, DONE, LOCK = "begun.json", "done.json", ".lock"
 
 
+PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
+"""That work on the stage together (`accelerate launch`)."""
+
+
 def leads() -> bool:
-    """Whether this process writes what several of one run (`accelerate launch`) have made."""
+    """Whether this process writes what all of one run have made."""
     return os.environ.get("RANK", "0") == "0"
 
 
+def agreed(found: bool) -> bool:
+    """What the leading process has found, in all of them, as soon as all have come here."""
+    if PROCESSES == 1:
+        return found
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState()
+    told = [found]
+    broadcast_object_list(told)
+    return told[0]
+
+
 @contextmanager
-def working(out: Path, told: dict[str, Any]) -> Iterator[bool]:
+def working(out: Path, told: dict[str, Any], leaves: str = f"{MODEL}/config.json") -> Iterator[bool]:
     """Work on the stage in `out`; yields whether nothing is left to do. What fails before it has begun leaves no trace.
 
     Args:
-      told: plain types; whatever changes what the stage ends with.
+      told: plain types; whatever changes what the stage ends with. leaves: the last file that it writes.
 
     Raises:
       InputError: the folder is something else's, a stage of other settings, or another process works on it.
     """
     if not leads():
-        yield False
+        yield agreed(False)
         return
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / BEGUN).is_file())):
         hint = "choose another --out"
@@ -49,15 +66,14 @@ def working(out: Path, told: dict[str, Any]) -> Iterator[bool]:
         plain = json.loads(json.dumps(told, default=str))
         for path in (out / DONE, out / BEGUN):
             if path.is_file() and _read(path) != plain:
-                raise InputError(
-                    out, expected="a stage of these settings", found="one of others", hint="use another --out"
-                )
-        if (out / DONE).is_file() and (out / MODEL / "config.json").is_file():
-            yield True
+                hint = "delete it to start anew, or use another --out or --run"
+                raise InputError(out, expected="a stage of these settings", found="one of others", hint=hint)
+        if (out / DONE).is_file() and (out / leaves).is_file():
+            yield agreed(True)
             return
         files.write(out / BEGUN, json.dumps(plain).encode())
         try:
-            yield False
+            yield agreed(False)
         except InputError:
             if not (out / LOG).exists():  # settings that never came to an update bind nobody
                 shutil.rmtree(out)

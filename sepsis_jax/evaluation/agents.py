@@ -87,7 +87,7 @@ def check_cohort(folder: Path, episodes: Episodes) -> None:
             own = {one["stay_id"] for one in transcripts.read(part / transcripts.FILE)}
             same = episodes.take(np.isin(np.asarray(episodes.stay_id), sorted(own)))
             if same.num_stays < len(own) or same.digest() != _told(part / journal.RUN)["stays"]:
-                raise InputError(part, expected="a run over stays of this cohort", found="one over others")
+                raise InputError(part, expected="a run over stays of this cohort and split", found="one over others")
 
 
 def asked(folder: Path) -> bool:

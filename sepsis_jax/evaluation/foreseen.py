@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 import pandas as pd
 
-from sepsis_jax.curriculum import rewards
-from sepsis_jax.curriculum.settings import RLSettings
+from sepsis_jax.curriculum.rewards import Model
 from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.ope.bootstrap import patient_counts, ratio_interval
+from sepsis_jax.policies.planner import PlannerSettings, recommend
 
 
 def gains(
-    worlds: Mapping[str, rewards.Model],
+    worlds: Mapping[str, Model],
     policies: Mapping[str, np.ndarray],
     episodes: Episodes,
     *,
@@ -40,12 +42,14 @@ def gains(
       One row a policy and world: policy, world, gain, and more (over the policy before), each with _low and _high.
     """
     rows, steps = np.nonzero(np.asarray(episodes.valid))
-    plain = RLSettings(samples=samples, horizon=horizon, caution=0.0, guideline=0.0, unfinished=1000.0)
+    histories = history_at(episodes, rows, steps)
+    plain = PlannerSettings(samples=samples, horizon=horizon, caution=0.0)
     counts = patient_counts(np.asarray(episodes.subject_id), draws=draws, seed=seed)
     decisions = np.asarray(episodes.length, float)
     out = []
     for world, model in worlds.items():
-        worth = rewards.of_decisions(model, episodes, rows, steps, plain, rewards.luck_of(seed, 0))
+        found = recommend(model.world, model.params, model.policy_params, histories, jax.random.key(seed), plain)
+        worth = found.over_usual(np.asarray(found.score, np.float64))
         before: np.ndarray | None = None
         for policy, probs in policies.items():
             each = np.bincount(rows, (probs[rows, steps] * worth).sum(-1), minlength=episodes.num_stays)

@@ -79,6 +79,10 @@ class Recommendation:
     allowed: Any
     usual: Any
 
+    def over_usual(self, score: np.ndarray) -> np.ndarray:
+        """f[B,K]: `score` f[B,K] less that of clinicians' usual action."""
+        return score - np.take_along_axis(score, np.asarray(self.usual)[:, None], axis=1)
+
 
 _NEVER = 1e-9  # what a deterministic policy does not do is still better than what the shield forbids
 

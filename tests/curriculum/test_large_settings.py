@@ -22,7 +22,11 @@ def run(tmp_path_factory):
     words = ("--config=configs/curriculum_tiny.yaml", *COMMON[1:], f"--run={folder}", "--cohort.patients=80")
     words += ("--curriculum.dynamics.examples=20", "--curriculum.demonstrations.examples=24", "--curriculum.stays=4")
     finish(start("prepare_data.py", *words, python=sys.executable))
-    finish(start("train_agent.py", "--stage=data", *words, COMMON[0], python=sys.executable))
+    words = ("train_agent.py", "--stage=data", *words, COMMON[0])
+    assert "decisions of a teacher" in finish(start(*words, python=sys.executable))
+    assert "this stage is finished" in finish(start(*words, python=sys.executable))
+    other = finish(start(*words, "--curriculum.stays=5", python=sys.executable), code=2)
+    assert "expected a stage of these settings" in other
     return folder
 
 

@@ -19,12 +19,13 @@ from sepsis_jax.agent.prompting import package_prompts
 from sepsis_jax.agent.settings import AgentSettings, LLMSettings
 from sepsis_jax.agent.simulator import BatchedSimulator, Batcher
 from sepsis_jax.clinical import sofa
-from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ALL_ACTIONS
+from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.clinical.features import INDEX, NAMES
 from sepsis_jax.curriculum import rewards
 from sepsis_jax.curriculum.learner import Learner
 from sepsis_jax.curriculum.settings import RLSettings
-from sepsis_jax.policies.planner import PlannerSettings
+from sepsis_jax.dynamics.protocol import history_at
+from sepsis_jax.policies.planner import PlannerSettings, keeps_guideline
 
 EPISODES = make_episodes(6, 5, seed=3)
 SIMULATOR = BatchedSimulator(
@@ -126,12 +127,27 @@ def values(**changes):
 
 def test_values_of_decisions():
     found = values()
-    assert found.shape == (3, 25) and (found >= -4.0).all() and (found == 0).any(axis=1).all()
-    assert np.array_equal(found, values())
-    rule = values(guideline=0.0, unfinished=1000.0)
-    charged = values(guideline=2.0, unfinished=1000.0)
-    change = np.round(rule - charged, 6)
-    assert set(np.unique(np.abs(change))) <= {0.0, 2.0} and (change != 0).any()
+    assert found.shape == (3, 25) and (found >= -4.0).all() and np.array_equal(found, values())
+
+
+def test_fluid_that_lowers_lactate_is_worth_more():
+    levels = values(caution=0.0, guideline=0.0, unfinished=1000.0).reshape(3, 5, 5).mean(axis=(0, 1))
+    assert (np.diff(levels) > 0).all()
+
+
+def test_who_breaks_a_rule_is_charged():
+    rows, steps = np.array([0, 0, 1]), np.array([0, 1, 0])
+    broken = ~keeps_guideline(history_at(EPISODES, rows, steps))
+    paid, charged = (values(caution=0.0, guideline=charge, unfinished=1000.0) for charge in (0.0, 2.0))
+    usual = np.argwhere(paid == 0)  # a value over the usual action's
+    assert len(usual) == 3 and broken.any() and not broken.all()
+    less = 2.0 * (broken - broken[tuple(usual.T)][:, None].astype(float))
+    np.testing.assert_allclose(paid - charged, less, atol=1e-5)
+
+
+def test_what_clinicians_hardly_do_is_worth_less():
+    bold, careful = (values(caution=caution, guideline=0.0, unfinished=1000.0) for caution in (0.0, 1.0))
+    assert (careful <= bold + 1e-6).all()  # against the usual action, which pays least for caution
 
 
 def test_who_decides_beside_it_changes_no_value():
@@ -155,7 +171,8 @@ def test_who_gives_up_is_paid_as_a_death():
     case.observe()
     asyncio.run(case.prescribe((0, 2)))
     assert not case.outcome.closed
-    assert rewards.of_stay(case, SOME) == -15 - 2.0 * bool(case.decisions[0].broken)  # one decision: no step between
+    charge = 2.0 * ("guideline" in case.decisions[0].broken)
+    assert rewards.of_stay(case, SOME) == -15 - charge  # one decision: no step between
 
 
 def test_a_whole_stay_is_paid_as_published():
@@ -181,8 +198,11 @@ def test_a_whole_stay_is_paid_as_published():
     for t in range(len(obs) - 1):
         paid += -0.025 * (scores[t + 1] == scores[t] > 0) - 0.125 * (scores[t + 1] - scores[t])
         paid -= 2 * np.tanh(obs[t + 1, INDEX["lactate"]] - obs[t, INDEX["lactate"]])
-    paid -= 2.0 * sum(bool(one.broken) for one in case.decisions)
-    assert rewards.of_stay(case, SOME) == pytest.approx(paid, abs=1e-3)
+    broken = sum("guideline" in one.broken for one in case.decisions)
+    assert rewards.of_stay(case, SOME) == pytest.approx(paid - 2.0 * broken, abs=1e-3)
+    for one in case.decisions:
+        one.broken[:] = ["guideline"]
+    assert rewards.of_stay(case, dataclasses.replace(SOME, guideline=100.0)) == -15 - 4.0  # as who gives up at once
 
 
 @pytest.mark.parametrize(
@@ -195,7 +215,3 @@ def test_faults_cost(malformed, action, failure, reward):
     paid = rewards.Paid.of(3.0, case, action, failure, SOME)
     assert paid.reward == reward and paid.malformed == malformed
     assert paid.simulated == (1 if action else 2)
-
-
-def test_all_actions_have_a_value():
-    assert len(ALL_ACTIONS) == values().shape[1]

@@ -6,6 +6,7 @@ import fcntl
 
 import pytest
 
+import train_agent
 from sepsis_jax.curriculum import stage
 from sepsis_jax.curriculum.settings import BaseSettings, RLSettings
 from sepsis_jax.errors import InputError
@@ -95,3 +96,19 @@ def test_damaged_settings_get_one_line(tmp_path, text):
 def test_settings_that_do_not_go_together_are_refused(make, field):
     with pytest.raises(InputError, match=field):
         make()
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [("data", "out"), ("data", "start"), ("dynamics", "teacher"), ("rl", "teacher")]
+)
+def test_flags_that_a_stage_does_not_read_are_refused(tmp_path, name, flag):
+    words = ["--stage", name, "--run", str(tmp_path / "run"), f"--{flag}", str(tmp_path / "it")]
+    with pytest.raises(InputError, match=f"no --{flag}"):
+        train_agent.main(words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_examples_are_made_by_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "PROCESSES", 2)
+    with pytest.raises(InputError, match="one process"):
+        train_agent.main(["--stage", "data", "--run", str(tmp_path / "run")])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from factories import make_episodes
 from toy import toy_params, toy_world
 
 from sepsis_jax.curriculum import rewards
-from sepsis_jax.curriculum.settings import RLSettings
+from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.evaluation import foreseen
+from sepsis_jax.policies.planner import PlannerSettings, recommend
 
 EPISODES = make_episodes(8, 5, seed=3)
 MODEL = rewards.Model(toy_world(), toy_params(), None)
@@ -28,8 +30,10 @@ def found():
 
 def test_gains_are_means_over_decisions(found):
     rows, steps = np.nonzero(EPISODES.valid)
-    plain = RLSettings(samples=16, horizon=2, caution=0, guideline=0, unfinished=1000)
-    worth = rewards.of_decisions(MODEL, EPISODES, rows, steps, plain, rewards.luck_of(4, 0))
+    plain = PlannerSettings(samples=16, horizon=2, caution=9)  # no caution in what is expected
+    seen = recommend(MODEL.world, MODEL.params, None, history_at(EPISODES, rows, steps), jax.random.key(4), plain)
+    value = np.asarray(seen.returns.value, float)
+    worth = value - np.array([row[usual] for row, usual in zip(value, seen.usual, strict=True)])[:, None]
     assert found.loc["nothing", "gain"] == pytest.approx(worth[:, 0].mean())
     assert found.loc["much", "more"] == pytest.approx((worth[:, 13] - worth[:, 0]).mean())
     assert found.loc["much", "more_low"] <= found.loc["much", "more"] <= found.loc["much", "more_high"]
