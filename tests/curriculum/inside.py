@@ -1,4 +1,4 @@
-"""What can only be checked where PyTorch and TRL are; `test_stages` runs it there."""
+"""What can only be checked where PyTorch and TRL are; `test_inside_training` runs it there."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import TrainerControl, TrainerState
-from trl import GRPOConfig, GRPOTrainer
+from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
+from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 
 from sepsis_jax import files
-from sepsis_jax.curriculum import models, progress, reinforcement, small_models, stage
-from sepsis_jax.curriculum.settings import BaseSettings, CurriculumSettings, RLSettings
+from sepsis_jax.agent.settings import LLMSettings
+from sepsis_jax.curriculum import models, progress, reinforcement, small_models, stage, tuning
+from sepsis_jax.curriculum.settings import BaseSettings, CurriculumSettings, RLSettings, TuningSettings
 from sepsis_jax.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -42,13 +45,126 @@ DIALOGUE = {
 
 
 def check_only_the_assistants_words_carry_loss() -> None:
-    model, tokenizer = small_models.tiny([DIALOGUE] * 3, vocabulary=400, hidden=128, layers=1)
+    _, tokenizer = small_models.tiny([DIALOGUE] * 3, vocabulary=400, hidden=128, layers=1)
     (made,) = models.tokens(tokenizer, [DIALOGUE])
     own = [token for token, mine in zip(made["input_ids"], made["assistant_masks"], strict=True) if mine]
     said = tokenizer.decode(own)
     assert "simulation" in said and "well" in said and said.count(small_models.END) == 2, said
     assert "71" not in said and "Hour" not in said, said
-    assert sum(p.numel() for p in model.parameters()) > 0
+
+
+class Stopped(Exception):
+    """As a kill would."""
+
+
+@contextmanager
+def stopped_at(step: int) -> Iterator[None]:
+    """Training ends in the middle of this update."""
+
+    def on_step_begin(self: Any, args: Any, state: TrainerState, control: TrainerControl, **kept: Any) -> None:
+        if state.global_step == step:
+            raise Stopped
+
+    progress.Log.on_step_begin = on_step_begin
+    try:
+        yield
+    except Stopped:
+        pass
+    else:
+        raise AssertionError("it was not stopped")
+    finally:
+        del progress.Log.on_step_begin
+
+
+def weights(folder: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def keep_a_model(folder: Path) -> Any:
+    """In `folder`/start; its tokenizer."""
+    model, tokenizer = small_models.tiny([DIALOGUE] * 3, vocabulary=400, hidden=128, layers=1)
+    small_models.keep(model, tokenizer, folder / "start")
+    return tokenizer
+
+
+def check_what_is_taught_and_that_a_kill_changes_nothing() -> None:
+    """Labels are what the assistant says; a run that was stopped ends with the weights of one that was not."""
+    seen: list[list[int]] = []
+
+    class Watched(SFTTrainer):
+        def training_step(self, model: Any, inputs: Any, *rest: Any, **kept: Any) -> Any:
+            seen.extend(inputs["labels"].tolist())
+            return super().training_step(model, inputs, *rest, **kept)
+
+    said = [f"{number} {'a' * number}" for number in range(12)]
+    dialogues = [
+        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": one}]} for one in said
+    ]
+    settings = TuningSettings(batch=2, save_every=2)
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        tokenizer, first = keep_a_model(folder), tuning.SFTTrainer
+        tuning.SFTTrainer = Watched
+        try:
+            tuning.run(dialogues, folder / "start", folder / "whole", BaseSettings(), settings, 0)
+            told = [tokenizer.decode([token for token in row if token != -100]) for row in seen]
+            assert sorted(told) == sorted(f"{one}{small_models.END}" for one in said), told
+            with stopped_at(3):
+                tuning.run(dialogues, folder / "start", folder / "killed", BaseSettings(), settings, 0)
+            tuning.run(dialogues, folder / "start", folder / "killed", BaseSettings(), settings, 0)
+        finally:
+            tuning.SFTTrainer = first
+        assert torch.equal(weights(folder / "whole"), weights(folder / "killed"))
+        assert not torch.equal(weights(folder / "whole"), weights_of_start(folder))
+
+
+def weights_of_start(folder: Path) -> torch.Tensor:
+    (folder / "begin").mkdir()
+    (folder / "start").rename(folder / "begin" / "model")
+    return weights(folder / "begin")
+
+
+def check_practice_goes_on_where_it_was_stopped() -> None:
+    """The same decisions as without a stop, and the same weights."""
+    episodes = make_episodes(40, 6, seed=1)
+    rl = RLSettings(updates=6, decisions=2, group=4, batch=8, save_every=2, learning_rate=1e-3, most_kl=100)
+    chosen = CurriculumSettings(rl=rl)
+    llm = LLMSettings(rationale=False, max_tokens=8)
+    practice = reinforcement.Practice(episodes, np.arange(40), *[None] * 4, llm, 16, chosen)
+    asked: list[reinforcement.Decision] = []
+
+    class Answers:
+        """Tokens and rewards that depend on the decision and on nothing else."""
+
+        def __init__(self, *given: Any) -> None: ...
+
+        def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
+            where = [reinforcement._decision(prompt) for prompt in prompts]
+            asked.extend(where[::4])
+            answers = [[10 + number, 20, 30 + one.step] for number, one in enumerate(where)]
+            figures = {name: [float(number) for number in range(len(where))] for name in reinforcement.FIGURES}
+            told = {"prompt_ids": [[5, 6, 7 + one.row] for one in where], "completion_ids": answers}
+            return figures | told | {"env_mask": [[1, 1, 1]] * len(where), "logprobs": None}
+
+    with tempfile.TemporaryDirectory() as path:
+        folder, first = Path(path), reinforcement.Rollouts
+        keep_a_model(folder)
+        reinforcement.Rollouts = Answers
+        try:
+            reinforcement.run(practice, folder / "start", folder / "whole", BaseSettings())
+            whole = list(asked)
+            asked.clear()
+            with stopped_at(3):
+                reinforcement.run(practice, folder / "start", folder / "killed", BaseSettings())
+            before = list(asked)
+            asked.clear()
+            reinforcement.run(practice, folder / "start", folder / "killed", BaseSettings())
+        finally:
+            reinforcement.Rollouts = first
+        assert whole == practice.decisions() and before == whole[:6], (len(whole), len(before))
+        assert asked == whole[4:], "decisions after the checkpoint of update 2"
+        assert torch.equal(weights(folder / "whole"), weights(folder / "killed"))
 
 
 def guard_after(guard: progress.Guard, **logs: float) -> TrainerControl:
@@ -150,16 +266,20 @@ def check_decisions_of_an_update_are_alike_and_all_are_likely() -> None:
     assert found[:, 0].min() >= 10 and practice.decisions() == practice.decisions()
 
 
-def moved_by(rewards: list[float], own: list[int]) -> float:
-    """How far one update of GRPO moves the weights, with these rewards in a group and these tokens the model's own."""
+ANSWERS = [[10 + number, 20, 30, 40 + number] for number in range(4)]
+
+
+def updated(rewards: list[float], own: list[int]) -> tuple[float, torch.Tensor]:
+    """One update of GRPO with these rewards in a group of `ANSWERS` and these tokens the model's own.
+
+    How far it moved the weights, and by how much each token f32[4,4] became likelier.
+    """
     first = reinforcement.Decision(0, 0, alone=False)
     model, tokenizer = small_models.tiny([DIALOGUE] * 3, vocabulary=400, hidden=128, layers=1)
-    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    before, likely = torch.cat([p.detach().flatten().clone() for p in model.parameters()]), how_likely(model)
 
     def rollout(prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
-        answers = [[10 + number, 20, 30, 40 + number] for number in range(len(prompts))]
-        mask = [own for _ in prompts]
-        told = {"prompt_ids": [[5, 6, 7]] * len(prompts), "completion_ids": answers, "env_mask": mask}
+        told = {"prompt_ids": [[5, 6, 7]] * 4, "completion_ids": ANSWERS, "env_mask": [own] * 4}
         return told | {"logprobs": None, "reward": rewards}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -181,13 +301,24 @@ def moved_by(rewards: list[float], own: list[int]) -> float:
         )
         trainer.train()
     after = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-    return float((after - before).abs().max())
+    return float((after - before).abs().max()), how_likely(trainer.model) - likely
+
+
+def how_likely(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        logits = model(torch.tensor([[5, 6, 7, *answer] for answer in ANSWERS])).logits[:, 2:-1]
+    return logits.log_softmax(-1).gather(-1, torch.tensor(ANSWERS)[..., None])[..., 0]
 
 
 def check_what_moves_the_weights() -> None:
-    assert moved_by([0.0, 1.0, 2.0, 3.0], [1, 1, 1, 1]) > 1e-4
-    assert moved_by([1.0, 1.0, 1.0, 1.0], [1, 1, 1, 1]) == 0  # equal rewards: no advantage
-    assert moved_by([0.0, 1.0, 2.0, 3.0], [0, 0, 0, 0]) == 0  # what it was told carries no loss
+    moved, likelier = updated([0.0, 1.0, 2.0, 3.0], [1, 1, 1, 1])
+    assert moved > 1e-4 and likelier[3].sum() > 0 > likelier[0].sum()  # towards the best paid
+    _, ends = updated([0.0, 1.0, 2.0, 3.0], [0, 0, 0, 1])
+    assert ends[3, 3] > 0 > ends[0, 3]
+    _, begins = updated([0.0, 1.0, 2.0, 3.0], [1, 0, 0, 0])
+    assert begins[3, 0] > 0 > begins[0, 0]
+    assert updated([1.0, 1.0, 1.0, 1.0], [1, 1, 1, 1])[0] == 0  # equal rewards: no advantage
+    assert updated([0.0, 1.0, 2.0, 3.0], [0, 0, 0, 0])[0] == 0  # what it was told carries no loss
 
 
 if __name__ == "__main__":

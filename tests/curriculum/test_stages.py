@@ -10,7 +10,6 @@ import time
 
 import numpy as np
 import pytest
-from processes import ROOT
 from training_here import finish, install_training, logged, start
 from vllm_here import ENVIRONMENT, install, only_where_vllm_runs
 
@@ -110,7 +109,3 @@ def test_a_run_that_goes_too_far_stops_with_a_reason(stages):
         r"^error: .*log.jsonl: expected a run that converges, found a distance of .* \(KL\)", said, re.MULTILINE
     )
     assert not (folder / "far" / "model").exists() and "Traceback" not in said
-
-
-def test_checks_inside_the_training_environment():
-    assert "all well" in finish(start(str(ROOT / "tests" / "curriculum" / "inside.py")))
