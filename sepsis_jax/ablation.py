@@ -13,7 +13,7 @@ from sepsis_jax.config import Config
 from sepsis_jax.curriculum.rewards import Model
 from sepsis_jax.dynamics.protocol import Dynamics
 from sepsis_jax.errors import InputError
-from sepsis_jax.evaluation import agents, closed_loop, curriculum, foreseen, policies, policy_report
+from sepsis_jax.evaluation import agents, closed_loop, contenders, curriculum, foreseen, policies, policy_report
 from sepsis_jax.evaluation.oracle import oracle
 
 Numbers = dict[str, float | None]
@@ -39,7 +39,8 @@ def lived(settings: Config, path: Path) -> Found:
     for folder in folders:
         agents.check_cohort(folder, tested)
     stage = closed_loop.true_stage(truth, episodes, manifest.action_bins)
-    table = curriculum.table(runs, episodes, stage, draws=evaluation.draws, seed=evaluation.seed)
+    clinicians = contenders.true_clinicians(truth, manifest.action_bins).chances
+    table = curriculum.table(runs, episodes, stage, clinicians, draws=evaluation.draws, seed=evaluation.seed)
     numbers: Numbers = {f"{name}_{key}": float(one) for name, row in table.iterrows() for key, one in row.items()}
     return {"Same patients, same luck; gained, saved: on the left": curriculum.wide(table)}, numbers
 

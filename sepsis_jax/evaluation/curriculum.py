@@ -20,7 +20,8 @@ from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import agents, intrinsic
 from sepsis_jax.evaluation.agents import Answers
-from sepsis_jax.evaluation.closed_loop import Stage, play
+from sepsis_jax.evaluation.closed_loop import Chances, Played, Stage, play
+from sepsis_jax.evaluation.policy_table import CLINICIANS
 from sepsis_jax.ope.bootstrap import interval, patient_counts, ratio_interval
 
 Cell = tuple[float, float, float]
@@ -55,15 +56,17 @@ class Run:
         return {stay for stay, one in self.cases.items() if one["failed"] is None}
 
 
-def table(runs: Mapping[str, Run], episodes: Episodes, stage: Stage, *, draws: int, seed: int) -> pd.DataFrame:
-    """One row a model: what it did is judged on the stays that all finished, what it said on all of its own.
+def table(
+    runs: Mapping[str, Run], episodes: Episodes, stage: Stage, clinicians: Chances, *, draws: int, seed: int
+) -> pd.DataFrame:
+    """The clinicians, and a row a model: what it did is judged on stays that all finished, what it said on all its own.
 
     A model that finished none, since it never came to a valid call, is left out of what was done.
 
     Args:
       runs: name -> what it did; each is compared with the last one before that finished anything.
       episodes: the cohort, ascending stay_id.
-      stage: the simulator that it comes from. draws, seed: of the patient bootstrap.
+      stage: the simulator that it comes from. clinicians: those in it. draws, seed: of the patient bootstrap.
 
     Returns:
       Columns patients, failed (of its own cases, a share), and, each with _low and _high: value and death_90d (true),
@@ -75,18 +78,21 @@ def table(runs: Mapping[str, Run], episodes: Episodes, stage: Stage, *, draws: i
     if not some.num_stays:
         raise InputError("policies", field="agents", expected="stays that all have finished", found="none")
     counts = patient_counts(np.asarray(some.subject_id), draws=draws, seed=seed)
-    rows, before = {}, None
+    before = play(clinicians, some, stage)
+    outcome = {"value": _mean(before.value, counts), "death_90d": _mean(before.death_90d, counts)}
+    rows = {CLINICIANS: {"patients": some.num_stays, "failed": np.nan} | _columns(outcome)}
     for name, run in runs.items():
-        figures = dict.fromkeys(("value", "gained", "death_90d", "saved", "adherence", "unsafe"), _NONE)
+        figures = {}
         if run.finished:
             lived, cases = _played(run, some, stage), run.of(some)
-            figures["value"] = _mean(lived["value"], counts)
-            figures["death_90d"] = _mean(lived["death_90d"], counts)
-            if before is not None:
-                figures["gained"] = _mean(lived["value"] - before["value"], counts)
-                figures["saved"] = _mean(before["death_90d"] - lived["death_90d"], counts)
-            figures["adherence"] = _share(cases, _decisions, _within_guideline, counts)
-            figures["unsafe"] = _share(cases, _decisions, _unsafe, counts)
+            figures = {
+                "value": _mean(lived.value, counts),
+                "death_90d": _mean(lived.death_90d, counts),
+                "gained": _mean(lived.value - before.value, counts),
+                "saved": _mean(before.death_90d - lived.death_90d, counts),
+                "adherence": _share(cases, _decisions, _within_guideline, counts),
+                "unsafe": _share(cases, _decisions, _unsafe, counts),
+            }
             before = lived
         own = _those(episodes, set(run.cases))
         asked = patient_counts(np.asarray(own.subject_id), draws=draws, seed=seed)
@@ -94,11 +100,7 @@ def table(runs: Mapping[str, Run], episodes: Episodes, stage: Stage, *, draws: i
         figures["tokens"] = _share(run.of(own), _decisions, _tokens, asked)
         figures |= _answered(run, episodes, draws, seed)
         judged = some.num_stays if run.finished else 0
-        rows[name] = {"patients": judged, "failed": 1 - len(run.finished) / len(run.cases)} | {
-            f"{key}{end}": value
-            for key, cell in figures.items()
-            for end, value in zip(("", "_low", "_high"), cell, strict=True)
-        }
+        rows[name] = {"patients": judged, "failed": 1 - len(run.finished) / len(run.cases)} | _columns(figures)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
@@ -106,11 +108,18 @@ def _those(episodes: Episodes, stays: set[int]) -> Episodes:
     return episodes.take(np.isin(np.asarray(episodes.stay_id), sorted(stays)))
 
 
-def _played(run: Run, some: Episodes, stage: Stage) -> dict[str, np.ndarray]:
+def _columns(figures: Mapping[str, Cell]) -> dict[str, float]:
+    return {
+        f"{key}{end}": value
+        for key in _SHOWN
+        for end, value in zip(("", "_low", "_high"), figures.get(key, _NONE), strict=True)
+    }
+
+
+def _played(run: Run, some: Episodes, stage: Stage) -> Played:
     given = {stay: np.asarray(encode(np.array(_actions(run.cases[stay]), np.int8))) for stay in run.finished}
     again = Answers(np.zeros(0, int), np.zeros((0, 0, 25), np.float32), given).again
-    found = play(again, some, stage)
-    return {"value": np.asarray(found.value), "death_90d": np.asarray(found.death_90d)}
+    return play(again, some, stage)
 
 
 def _actions(case: dict[str, Any]) -> list[Any]:
@@ -141,7 +150,8 @@ def _tokens(case: dict[str, Any]) -> int:
     return int(case["usage"]["prompt_tokens"] + case["usage"]["completion_tokens"])
 
 
-def _mean(each: np.ndarray, counts: np.ndarray) -> Cell:
+def _mean(figures: Any, counts: np.ndarray) -> Cell:
+    each = np.asarray(figures)
     return (float(each.mean()), *interval(counts @ each / counts.sum(axis=1)))
 
 
@@ -155,7 +165,7 @@ def _share(
 def _answered(run: Run, episodes: Episodes, draws: int, seed: int) -> dict[str, Cell]:
     names = [(about, name) for about in questions.QUESTIONS for name in ("AUROC", "AUPRC")]
     if not run.answers:
-        return {f"{about} {name}": _NONE for about, name in names}
+        return {}
     found = intrinsic.table(questions.answered(episodes, run.answers), draws=draws, seed=seed)
     return {
         f"{about} {name}": tuple(found.loc[about, [name, f"{name}_low", f"{name}_high"]].astype(float))
@@ -181,7 +191,10 @@ _SHOWN = {
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
     """For people: a column a model."""
-    cells = {"patients": table["patients"].map("{:,}".format), "failed": table["failed"].map("{:.1%}".format)}
+    cells = {
+        "patients": table["patients"].map("{:,}".format),
+        "failed": table["failed"].map("{:.1%}".format, na_action="ignore"),
+    }
     for key, (title, form, scale) in _SHOWN.items():
         figures = (scale * table[[key, f"{key}_low", f"{key}_high"]]).itertuples(index=False)
         cells[title] = pd.Series(

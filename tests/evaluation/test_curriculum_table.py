@@ -14,7 +14,7 @@ from sepsis_jax.agent.simulator import BatchedSimulator, Truth
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.dynamics.patient.cohort import simulate_cohort
 from sepsis_jax.errors import InputError
-from sepsis_jax.evaluation import curriculum
+from sepsis_jax.evaluation import contenders, curriculum
 from sepsis_jax.evaluation.choosers import follow
 from sepsis_jax.evaluation.closed_loop import play, true_stage
 from sepsis_jax.policies.planner import PlannerSettings
@@ -24,6 +24,7 @@ EPISODES, KNOWN = simulate_cohort(12, seed=5)
 STAGE = true_stage(KNOWN, EPISODES, AI_CLINICIAN_BINS)
 
 
+CLINICIANS = contenders.true_clinicians(KNOWN, AI_CLINICIAN_BINS).chances
 LUCK = {"draws": 200, "seed": 0}
 
 
@@ -76,28 +77,33 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(folders):
     runs = {name: curriculum.Run.read(folders / name) for name in ("nothing", "much")}
-    return curriculum.table(runs, EPISODES, STAGE, **LUCK)
+    return curriculum.table(runs, EPISODES, STAGE, CLINICIANS, **LUCK)
 
 
 def test_values_are_true_and_differences_paired(found):
     some = EPISODES.take(np.arange(11))
     nothing, much = (play(follow(Fixed(*action), None), some, STAGE) for action in ((0, 0), (1, 3)))
-    assert list(found["patients"]) == [11, 11]
-    np.testing.assert_allclose(found["value"], [nothing.value.mean(), much.value.mean()], rtol=1e-5)
-    np.testing.assert_allclose(found["death_90d"], [nothing.death_90d.mean(), much.death_90d.mean()], rtol=1e-5)
+    known = play(CLINICIANS, some, STAGE)
+    assert list(found.index) == ["clinicians", "nothing", "much"] and list(found["patients"]) == [11, 11, 11]
+    for name in ("value", "death_90d"):
+        true = [np.mean(getattr(one, name)) for one in (known, nothing, much)]
+        np.testing.assert_allclose(found[name], true, rtol=1e-5)
+    assert found.loc["nothing", "gained"] == pytest.approx((nothing.value - known.value).mean(), rel=1e-4)
+    assert found.loc["nothing", "saved"] == pytest.approx((known.death_90d - nothing.death_90d).mean(), rel=1e-4)
     gained = much.value - nothing.value
     assert found.loc["much", "gained"] == pytest.approx(gained.mean(), rel=1e-4)
-    assert np.isnan(found.loc["nothing", "gained"]) and np.isnan(found.loc["nothing", "saved"])
+    assert np.isnan(found.loc["clinicians", "gained"])
     assert found.loc["much", "gained_low"] <= gained.mean() <= found.loc["much", "gained_high"]
     alone = found.loc["much", "value_high"] - found.loc["much", "value_low"]
     assert found.loc["much", "gained_high"] - found.loc["much", "gained_low"] < alone
 
 
 def test_shares_are_those_of_what_was_said(found):
-    np.testing.assert_allclose(found["valid"], 2 / 3)
-    np.testing.assert_allclose(found["tokens"], 90)
-    np.testing.assert_allclose(found["failed"], [0, 1 / 12])
-    assert (found[["adherence", "unsafe"]].to_numpy() <= 1).all()
+    models = found.loc[["nothing", "much"]]
+    np.testing.assert_allclose(models["valid"], 2 / 3)
+    np.testing.assert_allclose(models["tokens"], 90)
+    np.testing.assert_allclose(models["failed"], [0, 1 / 12])
+    assert (models[["adherence", "unsafe"]].to_numpy() <= 1).all()
     assert found.loc["much", "mortality AUROC"] == 1 and found.loc["much", "vasopressor AUROC"] == 0.5
     assert np.isnan(found.loc["nothing", "mortality AUROC"])
 
@@ -106,17 +112,18 @@ def test_who_finishes_nothing_is_judged_by_what_it_said_only(folders, found):
     runs = {name: curriculum.Run.read(folders / name) for name in ("nothing", "much")}
     silent = [one | {"failed": {"kind": "malformed answers", "detail": ""}} for one in runs["nothing"].cases.values()]
     lost = curriculum.Run({one["stay_id"]: one for one in silent}, [])
-    table = curriculum.table({"nothing": runs["nothing"], "lost": lost, "much": runs["much"]}, EPISODES, STAGE, **LUCK)
+    three = {"nothing": runs["nothing"], "lost": lost, "much": runs["much"]}
+    table = curriculum.table(three, EPISODES, STAGE, CLINICIANS, **LUCK)
     assert table.loc["lost", "failed"] == 1 and table.loc["lost", "patients"] == 0
     assert np.isnan(table.loc["lost", "value"]) and table.loc["lost", "valid"] == pytest.approx(2 / 3)
-    kept = table.loc[["nothing", "much"]]
+    kept = table.drop("lost")
     np.testing.assert_array_equal(kept.to_numpy(float), found.to_numpy(float))
 
 
 def test_it_is_shown_for_people(found):
     shown = curriculum.wide(found)
-    assert list(shown.columns) == ["nothing", "much"]
-    assert shown.loc["valid calls, %", "much"] == "66.7 [66.7, 66.7]" and shown.loc["gained", "nothing"] == "-"
+    assert list(shown.columns) == ["clinicians", "nothing", "much"]
+    assert shown.loc["valid calls, %", "much"] == "66.7 [66.7, 66.7]" and shown.loc["gained", "clinicians"] == "-"
 
 
 def test_runs_of_other_worlds_and_of_others_are_refused(folders):
@@ -128,4 +135,4 @@ def test_runs_of_other_worlds_and_of_others_are_refused(folders):
     run = curriculum.Run.read(folders / "nothing")
     others = EPISODES.replace(stay_id=np.asarray(EPISODES.stay_id) + 1000)
     with pytest.raises(InputError, match="all have finished"):
-        curriculum.table({"nothing": run}, others, STAGE, draws=10, seed=0)
+        curriculum.table({"nothing": run}, others, STAGE, CLINICIANS, draws=10, seed=0)
