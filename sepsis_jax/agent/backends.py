@@ -50,8 +50,8 @@ class PlannerBackend:
     It goes by the numbers that any model is told, in which exits and clinicians' later actions are drawn;
     `policies.planner` takes their expectation, and so scatters less.
 
-    Its dialogue has the words of a model's: it shows three of the actions, among them what it prescribes and what
-    clinicians do most often.
+    Its dialogue has the words of a model's: it shows three of the actions, among them what it prescribes, what
+    clinicians do most often, and what was given last.
 
     Args:
       prompts: texts. settings: of the planner.
@@ -70,7 +70,7 @@ class PlannerBackend:
         score[candidates] = cautious(value, support, self._settings.caution)[candidates]
         choice = int(best(score, allowed, shield=self._settings.shield))
         call = Prescribe(futures[choice].action, _rationale(futures, choice))
-        shown = self._shown(futures, choice, score, allowed)
+        shown = self._shown(futures, choice, case.previous, score, allowed)
         answer = self._prompts.simulation(shown, self._settings.samples)
         _speak(case, Simulate(tuple(one.action for one in shown)), answer)
         await case.prescribe(call.action, call.rationale)
@@ -79,11 +79,23 @@ class PlannerBackend:
     async def close(self) -> None:
         """See `Backend.close`."""
 
-    def _shown(self, futures: list[Foresight], choice: int, score: np.ndarray, allowed: np.ndarray) -> list[Foresight]:
-        """The choice, the next best and the usual one, in the order of their levels: the order gives nothing away."""
+    def _shown(
+        self,
+        futures: list[Foresight],
+        choice: int,
+        previous: tuple[int, int],
+        score: np.ndarray,
+        allowed: np.ndarray,
+    ) -> list[Foresight]:
+        """The choice, the usual one and what was given last, else the next best; their order gives nothing away.
+
+        The last two may break a rule, which who learns from it must have read.
+        """
         free = allowed | (not self._settings.shield)
         others = [int(row) for row in np.argsort(-score, kind="stable") if row != choice and free[row]]
-        shown = [futures[choice], max(futures, key=lambda future: future.support), *(futures[row] for row in others)]
+        usual = max(futures, key=lambda future: future.support)
+        last = [future for future in futures if future.action == previous]
+        shown = [futures[choice], usual, *last, *(futures[row] for row in others)]
         different = list({one.action: one for one in shown}.values())[:MOST_CANDIDATES]
         return sorted(different, key=lambda one: one.action)
 
