@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sepsis_jax.agent.simulator import BatchedSimulator, Truth
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.clinical.reward import PUBLISHED, Reward
 from sepsis_jax.dynamics.protocol import History, Step
+from sepsis_jax.policies.planner import PlannerSettings
 from sepsis_jax.policies.rules import Guideline
 from sepsis_jax.simulation.course import World
 
@@ -67,3 +69,9 @@ def toy_world(reward: Reward = PUBLISHED, policy: Any = Guideline()) -> World:
 def toy_params() -> ToyParams:
     """Default parameters as arrays."""
     return jax.tree.map(jnp.float32, ToyParams())
+
+
+def toy_simulator(concurrency: int = 16, truth: Truth | None = None, **settings: Any) -> BatchedSimulator:
+    """What an agent asks about the toy patients: 16 samples of two steps, unless the planner's `settings` say more."""
+    small = PlannerSettings(**({"samples": 16, "horizon": 2} | settings))
+    return BatchedSimulator(toy_world(), toy_params(), None, small, seed=0, concurrency=concurrency, truth=truth)

@@ -9,17 +9,15 @@ from pathlib import Path
 import pytest
 from factories import make_episodes
 from processes import ROOT
-from toy import toy_params, toy_world
+from toy import toy_simulator
 
 from sepsis_jax.agent import dialogues, loop
 from sepsis_jax.agent.backends import PlannerBackend
 from sepsis_jax.agent.llm import LLMBackend
 from sepsis_jax.agent.prompting import package_prompts
 from sepsis_jax.agent.settings import AgentSettings, LLMSettings
-from sepsis_jax.agent.simulator import BatchedSimulator
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.policies.planner import PlannerSettings
-from sepsis_jax.policies.rules import Guideline
 
 ENVIRONMENT = ROOT / ".venv-vllm"
 CANNOT = sys.platform != "linux" or "avx2" not in Path("/proc/cpuinfo").read_text()
@@ -30,12 +28,6 @@ def install() -> None:
     """About two minutes, once."""
     command = [sys.executable, "llm/install.py", "vllm", str(ENVIRONMENT)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=580)
-
-
-def toy_simulator(concurrency: int = 16) -> BatchedSimulator:
-    settings = PlannerSettings(samples=16, horizon=2)
-    world = toy_world(policy=Guideline())
-    return BatchedSimulator(world, toy_params(), None, settings, seed=0, concurrency=concurrency)
 
 
 def make_tiny(folder: Path) -> Path:

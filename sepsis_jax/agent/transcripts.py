@@ -91,10 +91,7 @@ def _whole(one: dict[str, Any]) -> bool:
                 len(decision["action"]) == 2
                 and set(decision["action"]) <= set(range(LEVELS))
                 and isinstance(decision["broken"], list)
-                and all(
-                    {"action", "value", "support", "keeps_guideline"} <= shown.keys()
-                    for shown in decision["considered"]
-                )
+                and all(shown.keys() >= _SHOWN for shown in decision["considered"])
                 and 0 <= decision["message"] < number
                 for decision in one["decisions"]
             )

@@ -78,14 +78,11 @@ def _yes_or_no(source: Source, about: str, count: int, draw: np.random.Generator
         given = np.asarray(episodes.valid) & (np.asarray(episodes.action)[..., 0] > 0)
         ahead = np.cumsum(np.pad(given, ((0, 0), (1, AHEAD))), axis=1)
         truth = (ahead[rows, steps + AHEAD] - ahead[rows, steps] > 0).astype(np.int8)
-    task, pools = (
-        source.prompts.question(about),
-        [_Pool(rows[truth == yes], steps[truth == yes], draw) for yes in (0, 1)],
-    )
+    task = source.prompts.question(about)
+    pools = [_Pool(rows[truth == yes], steps[truth == yes], draw) for yes in (0, 1)]
     for i in range(count):
         if pools[i % 2].size:
-            case, task = _case(source, *pools[i % 2].take()), source.prompts.question(about)
-            yield _example(about, case, task, ("no", "yes")[i % 2])
+            yield _example(about, _case(source, *pools[i % 2].take()), task, ("no", "yes")[i % 2])
 
 
 def _next(source: Source, about: str, count: int, draw: np.random.Generator) -> Iterator[dict[str, Any]]:

@@ -193,7 +193,7 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     """For people: a column a model."""
     cells = {
         "patients": table["patients"].map("{:,}".format),
-        "failed": table["failed"].map("{:.1%}".format, na_action="ignore"),
+        "failed": table["failed"].map("{:.1%}".format, na_action="ignore").fillna("-"),
     }
     for key, (title, form, scale) in _SHOWN.items():
         figures = (scale * table[[key, f"{key}_low", f"{key}_high"]]).itertuples(index=False)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from factories import make_episodes
-from toy import MAP, toy_params, toy_world
+from toy import MAP, toy_params, toy_simulator, toy_world
 
 from sepsis_jax.agent import dialogues, loop, report, tools, transcripts
 from sepsis_jax.agent.backends import PlannerBackend
@@ -32,14 +32,7 @@ from sepsis_jax.simulation.batch import simulate
 from sepsis_jax.simulation.record import Trajectories
 
 EPISODES = make_episodes(8, 6, seed=11)
-SIMULATOR = BatchedSimulator(
-    toy_world(policy=Guideline()),
-    toy_params(),
-    None,
-    PlannerSettings(samples=16, horizon=3),
-    seed=0,
-    concurrency=4,
-)
+SIMULATOR = toy_simulator(concurrency=4, horizon=3)
 PLANNER = PlannerBackend(package_prompts(), PlannerSettings(samples=16))
 
 
@@ -345,9 +338,7 @@ def test_living_in_the_truth_is_its_own_record():
     """With the recorded actions, the patient simulator gives the recorded course again, to its exit."""
     episodes, truth = simulate_cohort(6, seed=3)
     home = Truth(*_stage(truth, episodes))
-    simulator = BatchedSimulator(
-        toy_world(policy=Guideline()), toy_params(), None, PlannerSettings(), seed=0, concurrency=6, truth=home
-    )
+    simulator = toy_simulator(concurrency=6, truth=home)
 
     class Record(Clinicians):
         async def decide(self, case):

@@ -12,22 +12,17 @@ import numpy as np
 import pytest
 from factories import make_episodes
 from stub_server import HANG, prescribes, says, serving, simulates
-from toy import toy_params, toy_world
+from toy import toy_simulator
 
 from sepsis_jax.agent import loop, report, transcripts
 from sepsis_jax.agent.llm import LLMBackend, check_local
 from sepsis_jax.agent.prompting import Prompts
 from sepsis_jax.agent.settings import AgentSettings, LLMSettings
-from sepsis_jax.agent.simulator import BatchedSimulator
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.errors import InputError
-from sepsis_jax.policies.planner import PlannerSettings
-from sepsis_jax.policies.rules import Guideline
 
 EPISODES = make_episodes(4, 3, seed=11)
-SIMULATOR = BatchedSimulator(
-    toy_world(policy=Guideline()), toy_params(), None, PlannerSettings(samples=16, horizon=2), seed=0, concurrency=4
-)
+SIMULATOR = toy_simulator(concurrency=4)
 QUICK = LLMSettings(model="stub", timeout_s=5.0, retries=0)
 
 

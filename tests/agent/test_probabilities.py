@@ -13,7 +13,7 @@ import pytest
 from factories import make_episodes
 from sklearn.metrics import average_precision_score, roc_auc_score
 from stub_server import prescribes, says, serving, simulates
-from toy import toy_params, toy_world
+from toy import toy_simulator
 
 from sepsis_jax.agent import probabilities, questions
 from sepsis_jax.agent.backends import Failed
@@ -22,17 +22,12 @@ from sepsis_jax.agent.llm import LLMBackend
 from sepsis_jax.agent.probabilities import Scorer, served
 from sepsis_jax.agent.prompting import package_prompts
 from sepsis_jax.agent.settings import LLMSettings
-from sepsis_jax.agent.simulator import BatchedSimulator
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import intrinsic
-from sepsis_jax.policies.planner import PlannerSettings
-from sepsis_jax.policies.rules import Guideline
 
 EPISODES = make_episodes(6, 4, seed=3)
-SIMULATOR = BatchedSimulator(
-    toy_world(policy=Guideline()), toy_params(), None, PlannerSettings(samples=16, horizon=2), seed=0, concurrency=4
-)
+SIMULATOR = toy_simulator(concurrency=4)
 ALONE = LLMSettings(
     model="stub", simulator=False, rationale=False, retries=0, timeout_s=5.0, temperature=1.0, top_p=1.0
 )

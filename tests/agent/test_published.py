@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import make_episodes
-from toy import ToyDynamics, toy_params, toy_world
+from toy import ToyDynamics, toy_params, toy_simulator, toy_world
 
 from sepsis_jax.agent import loop, published, tools
 from sepsis_jax.agent.settings import AgentSettings
@@ -55,9 +55,7 @@ class Clinicians:
 
 
 def test_who_repeats_the_record_earns_the_record():
-    simulator = BatchedSimulator(
-        toy_world(), toy_params(), None, PlannerSettings(samples=2, horizon=1), seed=0, concurrency=1
-    )
+    simulator = toy_simulator(concurrency=1, samples=2, horizon=1)
     settings = AgentSettings(split="all", stays=0)
     cases = loop.run(EPISODES, range(6), simulator, AI_CLINICIAN_BINS, Clinicians(), settings)
     for row, one in enumerate(published.results(cases, EPISODES)):

@@ -10,14 +10,13 @@ from collections import Counter
 import numpy as np
 import pytest
 from factories import make_episodes
-from toy import toy_params, toy_world
+from toy import toy_simulator
 
 from sepsis_jax.agent import loop, transcripts
 from sepsis_jax.agent.backends import PlannerBackend
 from sepsis_jax.agent.llm import LLMBackend
 from sepsis_jax.agent.prompting import package_prompts
 from sepsis_jax.agent.settings import AgentSettings, LLMSettings
-from sepsis_jax.agent.simulator import BatchedSimulator
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.curriculum import data, demonstrations, dynamics
@@ -26,9 +25,7 @@ from sepsis_jax.policies.planner import PlannerSettings
 
 EPISODES = make_episodes(24, 9, seed=5)
 ROWS = np.arange(3, 24)
-SIMULATOR = BatchedSimulator(
-    toy_world(), toy_params(), None, PlannerSettings(samples=16, horizon=2), seed=0, concurrency=16
-)
+SIMULATOR = toy_simulator()
 ASKING = LLMBackend(LLMSettings(rationale=False), package_prompts(), samples=16, seed=0)
 
 

@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 from factories import make_episodes
-from toy import toy_params, toy_world
+from toy import toy_params, toy_simulator, toy_world
 
 from sepsis_jax.agent import loop
 from sepsis_jax.agent.backends import Failed, PlannerBackend
 from sepsis_jax.agent.case import Case
 from sepsis_jax.agent.prompting import package_prompts
 from sepsis_jax.agent.settings import AgentSettings, LLMSettings
-from sepsis_jax.agent.simulator import BatchedSimulator, Batcher
+from sepsis_jax.agent.simulator import Batcher
 from sepsis_jax.clinical import sofa
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.clinical.features import INDEX, NAMES
@@ -28,9 +28,7 @@ from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.policies.planner import PlannerSettings, keeps_guideline
 
 EPISODES = make_episodes(6, 5, seed=3)
-SIMULATOR = BatchedSimulator(
-    toy_world(), toy_params(), None, PlannerSettings(samples=16, horizon=2), seed=0, concurrency=16
-)
+SIMULATOR = toy_simulator()
 MODEL = rewards.Model(toy_world(), toy_params(), None)
 SETTINGS = LLMSettings(rationale=False, max_tokens=400, malformed=1)
 

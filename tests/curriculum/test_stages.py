@@ -27,6 +27,7 @@ SIZES = (
     "--curriculum.dynamics.save_every=5",
     "--curriculum.demonstrations.examples=240",
     "--curriculum.demonstrations.epochs=2",
+    "--curriculum.demonstrations.batch=2",
     "--curriculum.rl.updates=4",
     "--curriculum.rl.decisions=2",
     "--curriculum.rl.group=4",

@@ -8,11 +8,11 @@ import json
 import numpy as np
 import pytest
 from factories import fit_scaler
-from toy import toy_params, toy_world
+from toy import toy_simulator
 
 from sepsis_jax.agent import journal, loop, probabilities, transcripts
 from sepsis_jax.agent.settings import AgentSettings
-from sepsis_jax.agent.simulator import BatchedSimulator, Truth
+from sepsis_jax.agent.simulator import Truth
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ALL_ACTIONS
 from sepsis_jax.dynamics.patient.cohort import simulate_cohort
 from sepsis_jax.errors import InputError
@@ -22,7 +22,6 @@ from sepsis_jax.evaluation.closed_loop import play, true_stage
 from sepsis_jax.evaluation.contenders import TRUTH
 from sepsis_jax.evaluation.policy_settings import PolicySettings
 from sepsis_jax.policies.offline_rl.training import OfflineSettings
-from sepsis_jax.policies.planner import PlannerSettings
 from sepsis_jax.policies.rules import Guideline
 from sepsis_jax.simulation.policy import probs_at, probs_on_record
 
@@ -47,15 +46,7 @@ def folder(tmp_path_factory):
     """What agent_loop.py would leave for a model that follows the guideline; it failed at the last stay."""
     out = tmp_path_factory.mktemp("run") / "rule"
     out.mkdir()
-    simulator = BatchedSimulator(
-        toy_world(policy=RULE),
-        toy_params(),
-        None,
-        PlannerSettings(),
-        seed=0,
-        concurrency=12,
-        truth=Truth(STAGE.world, STAGE.params, STAGE.seed),
-    )
+    simulator = toy_simulator(concurrency=12, truth=Truth(STAGE.world, STAGE.params, STAGE.seed))
     settings = AgentSettings(split="all", stays=0, follow="truth", concurrency=12)
     cases = loop.run(EPISODES, range(12), simulator, AI_CLINICIAN_BINS, FollowsTheRule(), settings)
     cases[-1]["failed"] = {"kind": "timeout", "detail": ""}

@@ -6,18 +6,17 @@ import json
 
 import numpy as np
 import pytest
-from toy import toy_params, toy_world
+from toy import toy_simulator
 
 from sepsis_jax.agent import journal, loop, transcripts
 from sepsis_jax.agent.settings import AgentSettings
-from sepsis_jax.agent.simulator import BatchedSimulator, Truth
+from sepsis_jax.agent.simulator import Truth
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.dynamics.patient.cohort import simulate_cohort
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import contenders, curriculum
 from sepsis_jax.evaluation.choosers import follow
 from sepsis_jax.evaluation.closed_loop import play, true_stage
-from sepsis_jax.policies.planner import PlannerSettings
 from sepsis_jax.policies.rules import Fixed
 
 EPISODES, KNOWN = simulate_cohort(12, seed=5)
@@ -48,15 +47,7 @@ class Always:
 def folders(tmp_path_factory):
     """Runs of two models that always give the same; the second failed at the last stay and was asked questions."""
     out = tmp_path_factory.mktemp("runs")
-    simulator = BatchedSimulator(
-        toy_world(),
-        toy_params(),
-        None,
-        PlannerSettings(),
-        seed=0,
-        concurrency=12,
-        truth=Truth(STAGE.world, STAGE.params, STAGE.seed),
-    )
+    simulator = toy_simulator(concurrency=12, truth=Truth(STAGE.world, STAGE.params, STAGE.seed))
     for name, action in (("nothing", (0, 0)), ("much", (1, 3))):
         settings = AgentSettings(split="all", stays=0, follow="truth", concurrency=12)
         cases = loop.run(EPISODES, range(12), simulator, AI_CLINICIAN_BINS, Always(action), settings)
@@ -123,7 +114,8 @@ def test_who_finishes_nothing_is_judged_by_what_it_said_only(folders, found):
 def test_it_is_shown_for_people(found):
     shown = curriculum.wide(found)
     assert list(shown.columns) == ["clinicians", "nothing", "much"]
-    assert shown.loc["valid calls, %", "much"] == "66.7 [66.7, 66.7]" and shown.loc["gained", "clinicians"] == "-"
+    assert shown.loc["valid calls, %", "much"] == "66.7 [66.7, 66.7]" and shown.loc["failed", "much"] == "8.3%"
+    assert list(shown.loc[["failed", "gained", "valid calls, %"], "clinicians"]) == ["-"] * 3
 
 
 def test_runs_of_other_worlds_and_of_others_are_refused(folders):

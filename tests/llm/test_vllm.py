@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from factories import make_episodes
 from processes import ROOT, finish, start, tiny_inputs
-from vllm_here import ENVIRONMENT, install, make_tiny, only_where_vllm_runs, toy_simulator
+from toy import toy_simulator
+from vllm_here import ENVIRONMENT, install, make_tiny, only_where_vllm_runs
 
 from sepsis_jax.agent import loop, probabilities, server, tools, transcripts, vllm
 from sepsis_jax.agent.case import Case
