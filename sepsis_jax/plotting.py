@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -196,6 +197,24 @@ def svg(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def training(log: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
+    """A panel for each figure of a training log, with its mean over a tenth of the updates; NaN leaves a gap.
+
+    Args:
+      log: columns f[N] of updates; `step` is their number. titles: column -> what its panel is called.
+    """
+    figure, panels = _panels(len(titles))
+    for axes, (name, title) in zip(panels, titles.items(), strict=True):
+        values = pd.Series(log[name], dtype=float)
+        smooth = values.rolling(max(1, len(values) // 10), min_periods=1, center=True).mean()
+        axes.plot(log["step"], values, color=UNTREATED, linewidth=0.6)
+        axes.plot(log["step"], smooth, color=CHOSEN, linewidth=1.6)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("update", fontsize=8)
+        axes.tick_params(labelsize=8)
+    return figure
 
 
 def forest(figure: Figure, rows: Any, *, truth: Any = None) -> None:

@@ -83,3 +83,12 @@ def test_other_candidates_are_not_the_25_actions(sweep):
     assert plotting.has_all_actions(sweep)
     assert not plotting.has_all_actions(sweep.isel(candidate=slice(0, 24)))
     assert not plotting.has_all_actions(sweep.isel(candidate=slice(None, None, -1)))
+
+
+def test_training_shows_every_update_and_their_mean():
+    log = {"step": np.arange(1, 41), "loss": np.r_[np.nan, np.arange(39.0)], "kl": np.ones(40)}
+    figure = plotting.training(log, {"loss": "loss", "kl": "distance"})
+    assert [axes.get_title() for axes in figure.axes] == ["loss", "distance"]
+    raw, mean = (line.get_ydata() for line in figure.axes[0].lines)
+    np.testing.assert_array_equal(raw, log["loss"])
+    assert mean[0] == 0 and mean[20] == np.mean(log["loss"][18:22])

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sepsis_jax import files
+from sepsis_jax import files, plotting
 from sepsis_jax.curriculum import stage
 from sepsis_jax.curriculum.settings import BaseSettings
 from sepsis_jax.errors import InputError
@@ -21,6 +22,19 @@ from sepsis_jax.errors import InputError
 _WHOLE = "whole"
 """File that a checkpoint gets when all of it is written: digests of the others."""
 _KEPT = 2
+_CURVES = {
+    "loss": "loss",
+    "mean_token_accuracy": "tokens foretold",
+    "reward": "reward",
+    "frac_reward_zero_std": "groups rewarded alike",
+    "rewards/malformed/mean": "malformed calls an answer",
+    "rewards/simulated/mean": "simulations an answer",
+    "rewards/unfinished/mean": "answers without a decision",
+    "kl": "distance from the start (KL)",
+    "entropy": "entropy a token",
+    "step_time": "seconds an update",
+}
+"""Column of the log -> its title in the picture."""
 
 
 def options(out: Path, base: BaseSettings, seed: int) -> dict[str, Any]:
@@ -46,10 +60,19 @@ def train(trainer: Any, out: Path) -> None:
     guard = next(one for one in trainer.callback_handler.callbacks if isinstance(one, Guard))
     trainer.remove_callback(PrinterCallback)  # `Log` says it in a line
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if stage.leads():
+        draw(out)
     if guard.why:
         kept = last_checkpoint(out / stage.CHECKPOINTS)
         hint = f"the last good checkpoint is {kept}" if kept else "nothing had been saved yet"
         raise InputError(out / stage.LOG, expected="a run that converges", found=guard.why, hint=hint)
+
+
+def draw(out: Path) -> None:
+    """Curves of what `out`/log.jsonl holds."""
+    log = pd.read_json(out / stage.LOG, lines=True)
+    shown = {name: title for name, title in _CURVES.items() if name in log}
+    files.write(out / stage.CURVES, plotting.png(plotting.training(log, shown)))
 
 
 def last_checkpoint(folder: Path) -> Path | None:

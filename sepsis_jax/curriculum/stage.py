@@ -14,7 +14,7 @@ from typing import Any
 from sepsis_jax import files
 from sepsis_jax.errors import InputError
 
-MODEL, CHECKPOINTS, LOG = "model", "checkpoints", "log.jsonl"
+MODEL, CHECKPOINTS, LOG, CURVES = "model", "checkpoints", "log.jsonl", "curves.png"
 BEGUN, DONE, LOCK = "begun.json", "done.json", ".lock"
 
 

@@ -62,6 +62,7 @@ def test_losses_fall(stages, stage):
     losses = np.array([line["loss"] for line in lines])
     fifth = len(losses) // 5
     assert losses[-fifth:].mean() < 0.7 * losses[:fifth].mean()
+    assert (stages[1] / stage / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_finished_stage_is_not_trained_again_and_another_one_is_refused(stages):
