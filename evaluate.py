@@ -245,9 +245,11 @@ def _policies(settings: Config, flags: Flags) -> Numbers:
     found = policies.tabulate(asked, by=by, truth=real, held_out=held_out)
     for title, table in policy_report.tables(found).items():
         cli.console.print(cli.table(table, title=title))
+    unknown = tested.num_stays - policies.known_outcomes(tested, asked.reward).num_stays
     footer = (
-        f"{asked.tested.num_stays} stays; behaviour {wanted.behaviour}, softening {wanted.softening:g}, reward "
-        f"{wanted.reward}, guideline penalty {wanted.guideline_penalty:g}. {safety.footnote()}"
+        f"{asked.tested.num_stays} stays ({unknown} of unknown outcome left out); behaviour {wanted.behaviour}, "
+        f"softening {wanted.softening:g}, reward {wanted.reward}, guideline penalty {wanted.guideline_penalty:g}. "
+        f"{safety.footnote()}"
     )
     written = policy_report.write(found, flags.out or settings.run / "policies", footer)
     cli.console.print(f"{policy_report.NOTE} {footer}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,7 +127,8 @@ def tables(findings: Findings) -> dict[str, pd.DataFrame]:
 
 
 def flat(findings: Findings) -> dict[str, float | None]:
-    """Everything as one flat object: `<policy>_<estimator>[_<by>_<level>]_<figure>` and `<policy>_<stage>_<figure>`."""
+    """Everything as one flat object: `<policy>_<estimator>[_<by>_<level>]_<figure>`, `<policy>_<stage>_<figure>`,
+    `<policy>_<rule>_<figure>`, `<policy>_wis_softened_<share>_<figure>`, and the habits `<policy>_<figure>`."""
     out: dict[str, float | None] = {}
     numbers = [name for name in findings.values.columns if name not in ("by", "level", "policy", "estimator", "reason")]
     for row in findings.values.to_dict("records"):
@@ -135,9 +137,19 @@ def flat(findings: Findings) -> dict[str, float | None]:
         out |= {f"{prefix}_{name}": _number(row[name]) for name in numbers}
     for stage, table in findings.outcomes.items():
         for row in table.to_dict("records"):
-            prefix = f"{slug(row.pop('policy'))}_{stage}"
-            out |= {f"{prefix}_{name}": _number(value) for name, value in row.items()}
+            out |= _keyed(row, stage)
+    for row in findings.rules.to_dict("records"):
+        out |= _keyed(row, row.pop("rule"))
+    for row in findings.sweep.to_dict("records"):
+        out |= _keyed(row, f"wis_softened_{row.pop('softening'):g}")
+    for row in findings.habits.to_dict("records"):
+        out |= _keyed(row)
     return out
+
+
+def _keyed(row: dict[str, Any], *what: str) -> dict[str, float | None]:
+    prefix = "_".join([slug(row.pop("policy")), *what])
+    return {f"{prefix}_{name}": _number(value) for name, value in row.items()}
 
 
 def _number(value: float) -> float | None:

@@ -170,6 +170,11 @@ def test_tables_and_files(findings, tmp_path):
     assert r"\begin{tabular}" in (tmp_path / "out" / "policies.tex").read_text()
     flat = policy_report.flat(findings)
     assert flat["flat_wis_value"] == pytest.approx(back["value"][5]) and "flat_wis_sex_male_value" in flat
+    habits, rules = findings.habits.set_index("policy"), findings.rules.set_index(["policy", "rule"])
+    assert flat["flat_agreement"] == pytest.approx(habits.loc["flat", "agreement"])
+    assert flat["flat_guideline_rate_all"] == pytest.approx(rules.loc[("flat", "guideline"), "rate_all"])
+    sweep = findings.sweep.set_index(["policy", "softening"])
+    assert flat["flat_wis_softened_0.25_ess"] == pytest.approx(sweep.loc[("flat", 0.25), "ess"])
     json.dumps(flat, allow_nan=False)
 
 
