@@ -15,7 +15,7 @@ from typing import Literal
 
 import jax
 
-from sepsis_jax import ablation, checkpoints, cli, config, pipeline
+from sepsis_jax import ablation, checkpoints, cli, config, files, pipeline
 from sepsis_jax.clinical.reward import PUBLISHED
 from sepsis_jax.config import Config
 from sepsis_jax.data import store
@@ -221,7 +221,7 @@ def _planner(settings: Config, flags: Flags) -> Numbers:
     stage = closed_loop.true_stage(truth, tested, manifest.action_bins, PUBLISHED)
     results = contenders.play_all(everyone, tested, stage, settings.run / "planner", depends)
     planners = {name: one.planner for name, one in everyone.items() if one.planner is not None}
-    found = policy_table.tabulate(results, planners, draws=evaluation.draws, seed=seed)
+    found = policy_table.tabulate(results, planners, tested.subject_id, draws=evaluation.draws, seed=seed)
     title = "90-day mortality in the true simulator; saved: points fewer than clinicians, same patients and luck (95 %)"
     cli.console.print(cli.table(policy_table.wide(found), title=title))
     cli.console.print(f"Finished policies are kept in {settings.run / 'planner'}. Research software, not for care.")
@@ -230,7 +230,11 @@ def _planner(settings: Config, flags: Flags) -> Numbers:
 
 def _policies(settings: Config, flags: Flags) -> Numbers:
     evaluation, path = settings.evaluation, flags.episodes or settings.episodes
-    fresh, wanted = _fresh(settings, flags), settings.policies
+    fresh, wanted, out = _fresh(settings, flags), settings.policies, flags.out or settings.run / "policies"
+    if not fresh and evaluation.split != "test":
+        expected = "test, the only stays that teach neither policies nor values"
+        raise InputError("evaluation", field="split", expected=expected, found=evaluation.split)
+    files.check_writable(out / "policies.csv")
     tested, known, manifest, truth = _stays(settings, flags)
     checkpoint = flags.checkpoint or (checkpoints.CARRY if fresh else settings.checkpoint)
     held_out, judge = None, pipeline.load_held_out(settings, checkpoint, manifest, path)
@@ -251,7 +255,7 @@ def _policies(settings: Config, flags: Flags) -> Numbers:
         f"softening {wanted.softening:g}, reward {wanted.reward}, guideline penalty {wanted.guideline_penalty:g}. "
         f"{safety.footnote()}"
     )
-    written = policy_report.write(found, flags.out or settings.run / "policies", footer)
+    written = policy_report.write(found, out, footer)
     cli.console.print(f"{policy_report.NOTE} {footer}")
     cli.console.print(f"Written: {', '.join(str(file) for file in written)}")
     return policy_report.flat(found)

@@ -172,11 +172,14 @@ def load_model(path: Path, manifest: Manifest, cohort: object) -> tuple[WorldMod
 def load_held_out(
     config: Config, checkpoint: Path, manifest: Manifest, cohort: object
 ) -> tuple[WorldModel, Params] | None:
-    """The world model that judges (`policies.held_out`), if one is named. InputError if it is that at `checkpoint`."""
+    """The world model that judges (`policies.held_out`), if one is named. InputError if its weights are `checkpoint`'s.
+
+    That it has learned from other patients is for those to see to who name it.
+    """
     path = config.policies.held_out
     if path is None:
         return None
-    if path.resolve() == checkpoint.resolve():
+    if checkpoint.is_dir() and path.is_dir() and files.digests(path / "arrays") == files.digests(checkpoint / "arrays"):
         hint = "train one on other patients, with another seed"
         raise InputError(path, expected="another world model than the one that policies know", found="it", hint=hint)
     return load_model(path, manifest, cohort)
@@ -255,14 +258,16 @@ def _planned(config: Config, loaded: Loaded, episodes: Episodes) -> np.ndarray:
     return planner.planned(loaded.world, loaded.params, loaded.policy_params, episodes, seed, settings)
 
 
-def _teaching(train: Episodes, number: int) -> tuple[Episodes, Episodes]:
-    """The stays that policies learn from, and those that values are fitted on."""
+def teaching(train: Episodes, number: int) -> tuple[Episodes, Episodes]:
+    """The stays that policies learn from, and those that values are fitted on; no patient has stays in both."""
     if not number:
         return train, train
-    if number >= train.num_stays:
-        expected = f"fewer than the {train.num_stays} train stays, so that some are left for values"
+    subject = np.asarray(train.subject_id)
+    learned = np.isin(subject, subject[:number])
+    if learned.all():
+        expected = f"fewer than the {train.num_stays} train stays, so that other patients are left for values"
         raise InputError("policies", field="learn_stays", expected=expected, found=number)
-    return train.take(slice(number)), train.take(slice(number, None))
+    return train.take(learned), train.take(~learned)
 
 
 def inquiry(
@@ -290,8 +295,8 @@ def inquiry(
     scaler = jax.tree.map(jax.numpy.asarray, _scaler(train))  # fresh patients have one of their own, which is not ours
     fitted = clinician.fit(config.clinician, known, scaler, jax.random.key(config.agent.seed))
     clinicians, estimate = policies.treating(settings, config.clinician, known, scaler, fitted)
-    teaching, rest = _teaching(train, settings.learn_stays)
-    everyone = roster.naive(teaching) | roster.learned(config.offline_rl, teaching, scaler, reward, seed, report)
+    lesson, rest = teaching(train, settings.learn_stays)
+    everyone = roster.naive(lesson) | roster.learned(config.offline_rl, lesson, scaler, reward, seed, report)
     described = [dataclasses.asdict(one) for one in (config.offline_rl, config.clinician, config.cohort)]
     depends: list[Any] = [manifest.source, manifest.source_version, tested.digest(), known.digest(), seed]
     depends += [settings.learn_stays, settings.fit_stays, config.agent.seed, version("sepsis_jax")]

@@ -244,7 +244,7 @@ def forest(figure: Figure, rows: Any, *, truth: Any = None) -> None:
 
 
 def weights(figure: Figure, diagnoses: Any, edges: Any) -> None:
-    """Effective stays by step, and stays by the size of their weight, of each policy.
+    """Effective patients by step, and stays by the size of their weight, of each policy.
 
     Args:
       diagnoses: mapping policy -> `ope.diagnostics.Diagnosis`. edges: f[13] powers of ten between its classes.
@@ -258,7 +258,7 @@ def weights(figure: Figure, diagnoses: Any, edges: Any) -> None:
         axes.set_yscale("log")
         axes.tick_params(labelsize=8)
     left.set_xlabel("decision", fontsize=8)
-    left.set_ylabel("effective stays", fontsize=8)
+    left.set_ylabel("effective patients", fontsize=8)
     right.set_xlabel("weight, power of ten (left: none)", fontsize=8)
     right.set_ylabel("stays", fontsize=8)
     right.legend(fontsize=6, ncols=2)

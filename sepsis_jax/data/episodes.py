@@ -76,6 +76,11 @@ class Episodes:
         """bool[B,T]: True at recorded steps, False at padding."""
         return np.arange(self.num_steps) < np.asarray(self.length)[:, None]
 
+    @property
+    def previous_action(self) -> np.ndarray:
+        """int8[B,T,2]: levels given before each decision."""
+        return np.concatenate([np.asarray(self.prior_action)[:, None], np.asarray(self.action)[:, :-1]], axis=1)
+
     def take(self, rows: Any) -> Episodes:
         """The stays at `rows` (int[N] or bool[B]), in that order."""
         fields = {name: None if value is None else np.asarray(value)[rows] for name, value in self.__dict__.items()}

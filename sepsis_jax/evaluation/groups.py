@@ -36,7 +36,7 @@ GROUPINGS = ("sex", "age_band", "charlson_band", "ventilated", "any_vasopressor"
 
 def parse(text: str) -> tuple[str, ...]:
     """Groupings from a comma-separated list. Raises InputError for one that does not exist."""
-    names = tuple(name.strip() for name in text.split(","))
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if name not in GROUPINGS:
             raise InputError("--by", expected=f"some of {', '.join(GROUPINGS)}", found=name or "an empty name")

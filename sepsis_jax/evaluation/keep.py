@@ -25,7 +25,7 @@ def kept(folder: Path, name: str, depends: Any, compute: Callable[[], Arrays]) -
     Args:
       depends: plain types that say what the arrays depend on; those that were kept under another are not taken.
     """
-    digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([name, depends], sort_keys=True, default=str).encode()).hexdigest()[:16]
     file = folder / f"{slug(name)}-{digest}.npz"
     if file.is_file():
         try:

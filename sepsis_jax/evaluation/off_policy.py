@@ -122,14 +122,19 @@ def values(
                 reliable, reason = one.diagnosis.reliable, one.diagnosis.reason
                 if column == "FQE":
                     reliable, reason = _fqe_verdict(one, float(strange[name][steps].mean()), basis)
+                elif reliable and not basis.least <= one.value <= basis.most:
+                    reliable, reason = False, _OUTSIDE
                 row: dict[str, Any] = {"by": grouping, "level": level, "policy": name, "estimator": column}
                 row |= {key: getattr(one, key) for key in ("value", "low", "high", "se")}
                 row["clipped"] = clipped[name][estimator].value
                 row["clipped_share"] = float((weights[name][inside, -1] > np.log(clip)).mean())
-                row |= {key: getattr(one.diagnosis, key) for key in ("stays", "ess", "max_share")}
+                row |= {key: getattr(one.diagnosis, key) for key in ("stays", "patients", "ess", "max_share")}
                 rows.append(row | {"reliable": reliable, "reason": reason})
     subject = np.asarray(evidence.tested.subject_id)
     return pd.DataFrame(rows), {name: diagnose(log_w, subject) for name, log_w in weights.items()}
+
+
+_OUTSIDE = "outside of all returns that were seen"
 
 
 class _Basis(NamedTuple):
@@ -151,7 +156,7 @@ def _fqe_verdict(one: Estimate, strange: float, basis: _Basis) -> tuple[bool, st
     if patients < LEAST_ESS:
         reason = f"{patients} patients, below {LEAST_ESS:.0f}"
     elif not basis.least <= one.value <= basis.most:
-        reason = "outside of all returns that were seen"
+        reason = _OUTSIDE
     elif strange > MOST_UNSUPPORTED:
         reason = f"{100 * strange:.3g} % of its actions are hardly ever seen"
     return not reason, reason

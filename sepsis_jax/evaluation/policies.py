@@ -157,10 +157,14 @@ def tabulate(
     if truth is not None:
         stage, known = truth
         played["true"] = inquiry.played(stage, true_clinicians(known, inquiry.bins), TRUTH)
-    outcomes = {stage: policy_table.tabulate(results, {}, draws=draws, seed=seed) for stage, results in played.items()}
+    outcomes = {
+        stage: policy_table.tabulate(results, {}, inquiry.tested.subject_id, draws=draws, seed=seed)
+        for stage, results in played.items()
+    }
     if "true" in played:
         rows["error"] = np.where(rows["by"] == ALL, rows["value"] - rows["policy"].map(true_values(outcomes)), np.nan)
-    return Findings(rows, weights, off_policy.habits(evidence, judged), rules, sweep, outcomes)
+    calibration = behaviour.calibration(evidence.treated, inquiry.tested)
+    return Findings(rows, weights, off_policy.habits(evidence, judged), rules, sweep, calibration, outcomes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +174,7 @@ class Findings:
     Attributes:
       values: see `off_policy.values`, with `error` (estimate minus true value) where the truth is known.
       weights: Diagnosis by policy. habits: see `off_policy.habits`. rules: see `safety.safety_table`.
-      sweep: see `off_policy.softening_sweep`.
+      sweep: see `off_policy.softening_sweep`. calibration: of the treating policy, see `behaviour.calibration`.
       outcomes: `true` and `held_out`, as far as they were played -> see `policy_table.tabulate`.
     """
 
@@ -179,6 +183,7 @@ class Findings:
     habits: pd.DataFrame
     rules: pd.DataFrame
     sweep: pd.DataFrame
+    calibration: pd.DataFrame
     outcomes: Mapping[str, pd.DataFrame]
 
 

@@ -17,6 +17,7 @@ from sepsis_jax.ope.diagnostics import EDGES
 
 MARK = "†"
 NOTE = f"{MARK} not reliable; policies.csv says why."
+TREATING = "Treating policy: what it says, and how often it was done"
 RULES = ("guideline", "underdosing", "overdosing", "festor_a", "festor_b")
 
 
@@ -28,7 +29,7 @@ def value_table(findings: Findings, by: str = ALL, level: str = ALL) -> pd.DataF
         of = rows.set_index("estimator")
         cells: dict[str, object] = {name: _cell(of.loc[name]) for name in ESTIMATORS}
         wis = of.loc["WIS"]
-        cells |= {"ESS": f"{wis['ess']:.0f} of {wis['stays']}", "heaviest": f"{wis['max_share']:.1%}"}
+        cells |= {"ESS": f"{wis['ess']:.0f} of {wis['patients']}", "heaviest": f"{wis['max_share']:.1%}"}
         if by == ALL:
             cells |= {name: f"{habits.loc[policy, name]:.1%}" for name in ("agreement", "unsupported")}
         out[str(policy)] = cells
@@ -60,6 +61,13 @@ def clipped_table(findings: Findings) -> pd.DataFrame:
         cells = {name: _arrow(of.loc[name, "value"], of.loc[name, "clipped"]) for name in ("DR", "WIS", "WPDIS")}
         out[str(policy)] = cells | {"stays clipped": f"{of['clipped_share'].iloc[0]:.2%}"}
     return pd.DataFrame.from_dict(out, orient="index").rename_axis(index="policy")
+
+
+def calibration_table(findings: Findings) -> pd.DataFrame:
+    """One row a class of probability: predicted and observed frequency, and how many pairs of decision and action."""
+    shown = findings.calibration
+    cells = {name: shown[name].map("{:.2%}".format) for name in ("predicted", "observed")}
+    return pd.DataFrame(cells | {"number": shown["number"].map("{:,}".format)}).rename_axis(index="class")
 
 
 def rule_table(findings: Findings) -> pd.DataFrame:
@@ -99,7 +107,7 @@ def outcome_table(findings: Findings) -> pd.DataFrame:
 
 
 def sweep_table(findings: Findings) -> pd.DataFrame:
-    """One row a policy, one column a share of clinicians: WIS with effective stays."""
+    """One row a policy, one column a share of clinicians: WIS with effective patients."""
     found = []
     for row in findings.sweep.itertuples():
         mark = "" if row.reliable else MARK
@@ -119,7 +127,8 @@ def tables(findings: Findings) -> dict[str, pd.DataFrame]:
             ]
             found[f"Values, {by}: {level} (n = {number})"] = value_table(findings, by, level)
     found["Weights as they are -> clipped"] = clipped_table(findings)
-    found["WIS (effective stays) by share of clinicians mixed in"] = sweep_table(findings)
+    found["WIS (effective patients) by share of clinicians mixed in"] = sweep_table(findings)
+    found[TREATING] = calibration_table(findings)
     found["Rules: rate among decisions at risk (among all)"] = rule_table(findings)
     if findings.outcomes:
         found["90-day mortality, deaths saved in points, and errors of the estimates"] = outcome_table(findings)

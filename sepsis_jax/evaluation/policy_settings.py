@@ -9,6 +9,9 @@ from typing import Literal
 from sepsis_jax.clinical.reward import OUTCOME_ONLY, PUBLISHED, Reward
 from sepsis_jax.errors import InputError, check_range
 from sepsis_jax.evaluation.contenders import RULES
+from sepsis_jax.evaluation.keep import slug
+from sepsis_jax.evaluation.policy_table import CLINICIANS
+from sepsis_jax.evaluation.safety import RAW_DOSES
 from sepsis_jax.policies.offline_rl.algorithms import ALGORITHMS
 
 RANDOM, FREQUENT, PLANNER = "random", "most frequent", "planner"
@@ -27,8 +30,8 @@ class PolicySettings:
       softening: share of the clinicians mixed into every policy before it is judged; the policy judged is that mixture.
       reward: 'published' (SOFA, lactate and the outcome) or 'outcome' alone.
       guideline_penalty: taken off at each decision that breaks a guideline rule.
-      learn_stays: first stays of the train split that alone teach policies, so that values are fitted on others: what a
-        policy has learned from flatters it. 0 lets all teach both.
+      learn_stays: first stays of the train split (and all others of their patients) that alone teach policies, so that
+        values are fitted on others: what a policy has learned from flatters it. 0 lets all teach both.
       fit_stays: of the train split, on which values are fitted.
       planner_stays: of those, on which the planner itself decides; on the others a network does that imitates it there.
       clip: largest weight of a stay in the columns of clipped estimates.
@@ -59,7 +62,8 @@ class PolicySettings:
             if name not in NAMES:
                 raise InputError("policies", field="names", expected=f"some of {', '.join(NAMES)}", found=repr(name))
         own = [one.name for one in self.agents]
-        if len({*own, *NAMES}) < len(own) + len(NAMES):
+        taken = [slug(name) for name in (*own, *NAMES, CLINICIANS, RAW_DOSES)]
+        if len(set(taken)) < len(taken):
             expected = "folders of different names that no other policy has"
             raise InputError("policies", field="agents", expected=expected, found=", ".join(own))
         if len(set(self.names)) < len(self.names):

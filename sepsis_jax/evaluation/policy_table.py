@@ -58,15 +58,20 @@ def kept_result(folder: Path, name: str, depends: Any, compute: Callable[[], Pla
 
 
 def tabulate(
-    results: Mapping[str, Result], planners: Mapping[str, PlannerSettings], *, draws: int, seed: int
+    results: Mapping[str, Result],
+    planners: Mapping[str, PlannerSettings],
+    subject_id: np.ndarray,
+    *,
+    draws: int,
+    seed: int,
 ) -> pd.DataFrame:
     """One row a policy.
 
     Args:
-      results: of `CLINICIANS` and the others. Each has the first n of the same patients, n its own; its difference to
+      results: of `CLINICIANS` and the others. Each has the first n of the same stays, n its own; its difference to
         the clinicians is paired, on those n.
       planners: settings of those policies that plan.
-      draws, seed: of the patient bootstrap.
+      subject_id: int[N] whose stays they are. draws, seed: of the patient bootstrap.
 
     Returns:
       Columns policy, patients, death_90d, saved (deaths that the policy saves, as a share of the patients), value and
@@ -76,13 +81,14 @@ def tabulate(
     base, rows = results[CLINICIANS], []
     for name, own in results.items():
         number = own.death_90d.size
-        counts = patient_counts(np.arange(number), draws=draws, seed=seed)
-        row: dict[str, Any] = {"policy": name, "patients": number}
+        subject = np.asarray(subject_id)[:number]
+        counts = patient_counts(subject, draws=draws, seed=seed)
+        row: dict[str, Any] = {"policy": name, "patients": np.unique(subject).size}
         saved = base.death_90d[:number] - own.death_90d
         gained = own.value - base.value[:number]
         each_of = {"death_90d": own.death_90d, "saved": saved, "value": own.value, "gained": gained}
         for figure, each in each_of.items():
-            low, high = interval(counts @ each / number)
+            low, high = interval(counts @ each / counts.sum(axis=1))
             row |= {figure: each.mean(), f"{figure}_low": low, f"{figure}_high": high}
         row |= {figure: getattr(own, figure).mean() for figure in ("vasopressor", "fluid", "seconds")}
         row |= {key: getattr(planners.get(name), key, np.nan) for key in ("samples", "horizon", "caution")}

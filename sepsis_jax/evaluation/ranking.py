@@ -44,7 +44,7 @@ def judge(inquiry: Inquiry, stage: Stage, clinicians: Contender, estimated: Cont
     """
     evidence, judged = inquiry.softened(inquiry.decisions())
     results = inquiry.played(stage, clinicians, "truth")
-    played = policy_table.tabulate(results, {}, draws=inquiry.draws, seed=inquiry.seed)
+    played = policy_table.tabulate(results, {}, inquiry.tested.subject_id, draws=inquiry.draws, seed=inquiry.seed)
     death = played.set_index("policy")
     death = death["death_90d"].iloc[0] - death["saved"]
     every = {"estimated" if inquiry.tested.propensity is None else "known": evidence}

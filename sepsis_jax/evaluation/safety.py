@@ -18,9 +18,11 @@ from sepsis_jax.clinical import guidelines
 from sepsis_jax.clinical.actions import ALL_ACTIONS, NUM_ACTIONS, ActionBins, encode
 from sepsis_jax.clinical.guidelines import Thresholds
 from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.evaluation.keep import slug
+from sepsis_jax.evaluation.policy_table import CLINICIANS
 from sepsis_jax.ope.bootstrap import patient_counts, ratio_interval
 
-CLINICIANS, RAW_DOSES = "clinicians", "clinicians (raw doses)"
+RAW_DOSES = f"{CLINICIANS} (raw doses)"
 
 
 def safety_table(
@@ -46,7 +48,7 @@ def safety_table(
       rate_high (95 %), rate_all (of all steps).
     """
     counts = patient_counts(np.asarray(episodes.subject_id), draws=draws, seed=seed)
-    before = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)[..., 0]
+    before = episodes.previous_action[..., 0]
     doses = bins.doses(ALL_ACTIONS)
     # What each action would break is the same for every policy; a policy breaks it with its probability.
     of_actions = guidelines.check(guidelines.every_action(episodes.obs, before, doses, episodes.valid), thresholds)
@@ -109,7 +111,7 @@ def flat(table: pd.DataFrame) -> dict[str, float]:
     """The table as one flat object: `<policy>_<rule>_{rate,rate_low,rate_high,rate_all,violated,at_risk}`."""
     out = {}
     for row in table.to_dict("records"):
-        prefix = f"{row['policy']}_{row['rule']}".replace(" ", "_").replace("(", "").replace(")", "")
+        prefix = f"{slug(row['policy'])}_{row['rule']}"
         for name in ("rate", "rate_low", "rate_high", "rate_all", "violated", "at_risk"):
             out[f"{prefix}_{name}"] = float(row[name])
     return out

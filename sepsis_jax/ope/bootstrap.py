@@ -25,10 +25,12 @@ def patient_counts(subject_id: np.ndarray, *, draws: int, seed: int) -> np.ndarr
       draws: R. seed: of the draw.
 
     Returns:
-      f32[R,B].
+      f32[R,B]; NaN for a single patient, of whose scatter nothing is known.
     """
     patients, row = np.unique(subject_id, return_inverse=True)
     number, rng = patients.size, np.random.default_rng(seed)
+    if number == 1:
+        return np.full((draws, row.size), np.nan, np.float32)
     counts = np.empty((draws, number), np.float32)
     for one in counts:  # a quarter of the time of a multinomial over all patients
         one[:] = np.bincount(rng.integers(0, number, number), minlength=number)

@@ -8,13 +8,14 @@ import numpy as np
 from flax import struct
 
 from sepsis_jax.clinical import sofa
-from sepsis_jax.clinical.actions import NUM_ACTIONS, encode
+from sepsis_jax.clinical.actions import LEVELS, NUM_ACTIONS, encode
 from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.clinical.reward import Reward
 from sepsis_jax.data.episodes import EXIT_TRUNCATED, Episodes
 from sepsis_jax.errors import InputError
 
 _SUM = 1e-4  # by how much probabilities may miss 1
+_LEAST = np.finfo(np.float32).tiny  # below it a probability has no logarithm in float32
 
 
 @struct.dataclass
@@ -67,6 +68,10 @@ def log(episodes: Episodes, behaviour: np.ndarray, reward: Reward | np.ndarray) 
     """
     if not episodes.num_stays:
         raise InputError("episodes", expected="stays to evaluate on", found="none")
+    levels = np.asarray(episodes.action)[episodes.valid]
+    if levels.min() < 0 or levels.max() >= LEVELS:
+        others = f"{levels.min()} to {levels.max()}"
+        raise InputError("episodes", field="action", expected=f"levels 0 to {LEVELS - 1}", found=others)
     paid, gamma = (earned(episodes, reward), reward.gamma) if isinstance(reward, Reward) else (reward, 1.0)
     action = np.asarray(encode(episodes.action), np.int32)
     check_probabilities("behaviour", behaviour, episodes.valid)
@@ -87,7 +92,7 @@ def earned(episodes: Episodes, reward: Reward) -> np.ndarray:
     lactate = episodes.obs[..., INDEX["lactate"]]
     paid = np.asarray(reward.episode(recorded_sofa(episodes, reward), lactate, episodes.length, np.maximum(died, 0)))
     if reward.guideline:
-        before = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)[..., 0]
+        before = episodes.previous_action[..., 0]
         broken = np.asarray(reward.penalty(episodes.obs, before, episodes.action))
         paid = paid + np.where(episodes.valid, broken, 0.0)
     return paid
@@ -114,15 +119,18 @@ def check(logged: Logged) -> None:
     if given.min() < 0 or given.max() >= NUM_ACTIONS:
         raise InputError("logged", field="action", expected="0 to 24", found=f"{given.min()} to {given.max()}")
     chance = np.asarray(logged.behaviour)
-    impossible = valid & ~((chance > 0) & (chance < 1 + _SUM))
+    impossible = valid & ~((chance >= _LEAST) & (chance < 1 + _SUM))
     if impossible.any():
         row, step = np.argwhere(impossible)[0]
         found = f"{chance[row, step]:g} at stay {row}, step {step} ({impossible.sum()} such)"
         hint = "smooth the estimate: an action that was given was possible"
         raise InputError("behaviour", expected="a probability above 0 for every action given", found=found, hint=hint)
-    if not np.isfinite(np.asarray(logged.reward)[valid]).all():
-        row, step = np.argwhere(valid & ~np.isfinite(logged.reward))[0]
-        raise InputError("reward", expected="numbers", found=f"{logged.reward[row, step]} at stay {row}, step {step}")
+    with np.errstate(over="ignore"):
+        paid = np.isfinite(np.asarray(logged.reward, np.float32))  # as estimators read them
+    if not paid[valid].all():
+        row, step = np.argwhere(valid & ~paid)[0]
+        other = f"{logged.reward[row, step]} at stay {row}, step {step}"
+        raise InputError("reward", expected="numbers that float32 holds", found=other)
 
 
 def target(logged: Logged, probs: np.ndarray, q: np.ndarray | None = None, *, name: str = "policy") -> Target:
@@ -165,6 +173,6 @@ def recorded_sofa(episodes: Episodes, reward: Reward) -> np.ndarray:
     """f32[B,T] SOFA of the version that `reward` names, as the record has it."""
     if reward.sofa == "proper":
         return np.asarray(episodes.sofa)
-    before = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)[..., 0]
+    before = episodes.previous_action[..., 0]
     day = sofa.urine_so_far(episodes.obs[..., INDEX["output_4hourly"]])
     return np.asarray(sofa.published(episodes.obs, before, day, episodes.ventilated))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,10 @@ WITH_VALUES = ("dm", "dr", "wdr")
 """Estimators that need a model of values."""
 MOST_DRAWS = 0.95
 """Share of the draws that must be numbers for an interval; others had no weight at all."""
+LEAST_DRAWS = 40
+"""With fewer, no draw lies beyond either end of a 95 % interval."""
 Kind = Literal["percentile", "bca"]
+_VERDICT = ("reliable", "reason")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +60,29 @@ def evaluate_policies(
 ) -> pd.DataFrame:
     """One row a policy and estimator: see `Estimate` and `Diagnosis` for the columns.
 
+    `dm` rests on values alone, so that nothing here can tell whether it is reliable, and it is never called so.
+
     Args:
       policies: name -> f[B,T,25] probabilities at the recorded decisions.
       behaviour: f[B,T,25] of the treating policy.
       reward: see `logged.log`.
       estimators: names of `estimators.ESTIMATORS`.
       q: name -> f[B,T,25] values of the actions under that policy (`WITH_VALUES` need them).
-      clip: largest weight w_t.
+      clip: largest weight w_t; verdicts are about the weights as they are.
       draws: of the patient bootstrap. kind: of interval. seed: of the draws.
 
     Raises:
-      InputError: see `logged.log` and `logged.target`; an unknown estimator, or one without the values that it needs.
+      InputError: see `logged.log` and `logged.target`; no policies, an unknown estimator, one without the values that
+        it needs, or an interval that cannot be drawn.
     """
     check_estimators(estimators, policies, q)
+    if not policies:
+        raise InputError("policies", expected="at least one", found="none")
+    for name, given, least in (("draws", draws, LEAST_DRAWS), ("seed", seed, 0)):
+        if given < least:
+            raise InputError(name, expected=f"at least {least}", found=given)
+    if kind not in get_args(Kind):
+        raise InputError("kind", expected=f"one of {', '.join(get_args(Kind))}", found=repr(kind))
     data = logged.log(episodes, behaviour, reward)
     targets = {
         name: logged.target(data, probs, None if q is None else q.get(name), name=name)
@@ -82,9 +95,10 @@ def evaluate_policies(
             one = of_policy[estimator]
             numbers = {key: getattr(one, key) for key in ("value", "se", "low", "high")}
             diagnosis = {
-                key: getattr(one.diagnosis, key) for key in ("stays", "ess", "max_share", "reliable", "reason")
+                key: getattr(one.diagnosis, key) for key in ("stays", "patients", "ess", "max_share", *_VERDICT)
             }
-            rows.append({"policy": name, "estimator": estimator} | numbers | diagnosis)
+            verdict = {"reliable": False, "reason": "values alone"} if estimator == "dm" else {}
+            rows.append({"policy": name, "estimator": estimator} | numbers | diagnosis | verdict)
     return pd.DataFrame(rows)
 
 

@@ -37,7 +37,7 @@ def at_decision(scaler: Scaler, obs: Any, mask: Any, static: Any, prev_action: A
 
 def on_record(episodes: Episodes, scaler: Scaler) -> np.ndarray:
     """f32[B,T,WIDTH] at every recorded decision."""
-    previous = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)
+    previous = episodes.previous_action
     step = np.broadcast_to(np.arange(episodes.num_steps), episodes.valid.shape)
     static = np.broadcast_to(scaler.normalize_static(episodes.static)[:, None], (*step.shape, 3))
     return np.asarray(at_decision(scaler, episodes.obs, episodes.mask, static, previous, step))

@@ -71,7 +71,7 @@ def probs_on_record(policy: Policy, params: Any, episodes: Episodes) -> np.ndarr
     The policy remembers from the first decision on, as in a simulation.
     """
     first = history_at(episodes, np.arange(episodes.num_stays), np.zeros(episodes.num_stays, int))
-    before = np.concatenate([episodes.prior_action[:, None], episodes.action[:, :-1]], axis=1)
+    before = episodes.previous_action
     probs = np.asarray(_on_record(policy, params, first, episodes.obs, episodes.mask, before))
     return np.where(episodes.valid[..., None], probs, np.float32(0))
 

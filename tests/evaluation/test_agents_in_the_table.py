@@ -114,8 +114,9 @@ def test_answers_about_others_are_refused(folder):
         agents.read(folder.with_name("nobody"))
     with pytest.raises(InputError, match="different names"):
         PolicySettings(agents=(folder, folder))
-    with pytest.raises(InputError, match="different names"):
-        PolicySettings(agents=(folder.with_name("BC"),))
+    for name in ("BC", "clinicians", "guideline_rule", "clinicians raw doses"):
+        with pytest.raises(InputError, match="different names"):
+            PolicySettings(agents=(folder.with_name(name),))
 
 
 def test_who_imitates_does_much_the_same(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,8 +14,10 @@ import pandas as pd
 import pytest
 from factories import fit_scaler, make_episodes
 
+from sepsis_jax import checkpoints, pipeline
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ALL_ACTIONS, encode
 from sepsis_jax.clinical.reward import OUTCOME_ONLY
+from sepsis_jax.config import Config
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import off_policy, policies, policy_report, ranking, roster
 from sepsis_jax.evaluation.contenders import Contender
@@ -154,6 +157,9 @@ def test_softening_judges_the_mixture(tmp_path):
 def test_tables_and_files(findings, tmp_path):
     found = policy_report.tables(findings)
     assert "Values, sex: male" in " ".join(found)
+    treating = found.pop(policy_report.TREATING)
+    number = treating["number"].str.replace(",", "").astype(int).sum()
+    assert number == 25 * TESTED.valid.sum() and list(treating.columns) == ["predicted", "observed", "number"]
     assert all(list(table.index)[:2] == [CLINICIANS, "flat"] for table in found.values())
     written = policy_report.write(findings, tmp_path / "out", "Research software.")
     assert {path.name for path in written} == {
@@ -305,6 +311,24 @@ def test_bad_settings(settings, words):
         PolicySettings(**settings)
 
 
+def test_no_patient_teaches_policies_and_values():
+    subject = np.repeat(np.arange(20), 3)[np.random.default_rng(0).permutation(60)]
+    some = make_episodes(60, 3, seed=2).replace(subject_id=subject)
+    learned, rest = pipeline.teaching(some, 10)
+    assert set(learned.subject_id).isdisjoint(rest.subject_id) and learned.num_stays + rest.num_stays == 60
+    assert set(learned.subject_id) == set(subject[:10])
+    assert pipeline.teaching(some, 0) == (some, some)
+    with pytest.raises(InputError, match="other patients are left"):
+        pipeline.teaching(some, 59)
+
+
+def test_a_copy_is_no_other_world_model(tmp_path):
+    shutil.copytree(checkpoints.CARRY, tmp_path / "copy")
+    settings = Config(policies=PolicySettings(held_out=tmp_path / "copy"))
+    with pytest.raises(InputError, match="another world model"):
+        pipeline.load_held_out(settings, checkpoints.CARRY, None, "the cohort")
+
+
 def evaluate(*words):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
@@ -316,6 +340,7 @@ def evaluate(*words):
     [
         (("--what", "policies", "--folds", "3"), "--what policies"),
         (("--what", "policies", "--by", "shoes"), "--by"),
+        (("--what", "policies", "--evaluation.split", "train"), "expected test, the only stays that teach neither"),
         (("--what", "ranking", "--cohort.source", "mimic"), "simulator"),
         (("--what", "ranking", "--evaluation.fresh_patients", "0"), "fresh_patients"),
         (("--what", "ranking", "--evaluation.fresh_patients", "9", "--by", "sex"), "--what ranking"),

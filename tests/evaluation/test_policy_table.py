@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from factories import fit_scaler, make_episodes
 
@@ -32,11 +33,25 @@ def result(death, seconds=60.0):
     )
 
 
+def tabulate(results, subject_id):
+    return policy_table.tabulate(results, {"few": PlannerSettings(samples=20)}, subject_id, draws=200, seed=0)
+
+
 def table(**others):
     rng = np.random.default_rng(0)
     base = result(rng.random(400))
-    results = {CLINICIANS: base, **{name: make(base) for name, make in others.items()}}
-    return base, policy_table.tabulate(results, {"few": PlannerSettings(samples=20)}, draws=200, seed=0)
+    return base, tabulate({CLINICIANS: base, **{name: make(base) for name, make in others.items()}}, np.arange(400))
+
+
+def test_intervals_are_by_patient():
+    """Stays of a patient that are all alike say no more than one of them; of one patient nothing is known."""
+    each = np.random.default_rng(0).random(50)
+    once = tabulate({CLINICIANS: result(each)}, np.arange(50))
+    again = tabulate({CLINICIANS: result(np.repeat(each, 4))}, np.repeat(np.arange(50), 4))
+    pd.testing.assert_frame_equal(once, again, rtol=1e-4)
+    alone = tabulate({CLINICIANS: result(each)}, np.zeros(50, int)).iloc[0]
+    assert alone["patients"] == 1 and np.isfinite(alone["death_90d"])
+    assert np.isnan(alone[["death_90d_low", "death_90d_high", "value_low"]].astype(float)).all()
 
 
 def test_a_policy_that_equals_the_clinicians_saves_exactly_nothing():

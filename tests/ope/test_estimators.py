@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -188,9 +189,21 @@ def test_a_heavy_stay_left_out_leaves_the_others():
             np.testing.assert_allclose(without[name][0], expected, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-def test_one_patient_with_most_stays_is_not_many():
-    found = diagnose(np.zeros((100, 2)), np.r_[np.zeros(60, int), 1:41])
-    assert found.ess == 100 and not found.reliable and "60 %" in found.reason
+def test_one_patient_with_many_stays_is_one():
+    subject = np.random.default_rng(0).permutation(np.r_[np.zeros(60, int), 1:401])
+    found = diagnose(np.zeros((460, 2)), subject)
+    assert found.ess == pytest.approx(460**2 / (60**2 + 400)) and found.stays == 460 and found.patients == 401
+    assert not found.reliable and "13 %" in found.reason
+    few = diagnose(np.zeros((110, 2)), np.repeat(np.arange(11), 10))
+    assert few.ess == pytest.approx(11) and "ESS 11 of 11 patients" in few.reason
+
+
+def test_weights_that_do_not_average_to_one_are_wrong():
+    subject = np.arange(100)
+    assert diagnose(np.log(np.linspace(0.1, 2.9, 100))[:, None], subject).reliable
+    for mean in (0.4, 3.0, 1e300):
+        found = diagnose(np.full((100, 1), np.log(mean)), subject)
+        assert not found.reliable and found.reason == f"a mean weight of {mean:.3g}, which is 1 for true propensities"
 
 
 def test_bca_is_percentile_for_a_symmetric_estimate():
@@ -202,6 +215,18 @@ def test_bca_is_percentile_for_a_symmetric_estimate():
     without = (sample.sum() - sample) / 799
     found = bootstrap.bca_interval(draws, float(sample.mean()), without)
     np.testing.assert_allclose(found, bootstrap.interval(draws), atol=0.004)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_bca_of_a_skewed_estimate_is_scipys(sign):
+    sample = sign * np.random.default_rng(3).exponential(size=40) ** 2
+    draws = np.random.default_rng(4).multinomial(40, np.full(40, 1 / 40), size=200_000) @ sample / 40
+    without = (sample.sum() - sample) / 39
+    theirs = scipy.stats.bootstrap((sample,), np.mean, n_resamples=200_000, vectorized=True, batch=10_000, rng=5)
+    ours, plain = bootstrap.bca_interval(draws, float(sample.mean()), without), bootstrap.interval(draws)
+    near = 0.05 * draws.std()
+    np.testing.assert_allclose(ours, theirs.confidence_interval, atol=near)
+    assert np.abs(np.subtract(ours, plain)).min() > 4 * near
 
 
 def test_no_weight_is_no_number():
@@ -223,7 +248,10 @@ def test_no_weight_is_no_number():
         (lambda d, p: (d, np.full_like(p, np.nan)), "25 probabilities that sum to 1, found a sum of nan"),
         (lambda d, p: (d, p[..., :24]), r"expected shape \(40, 6, 25\)"),
         (lambda d, p: (dataclasses.replace(d, behaviour=d.behaviour * 0), p), "above 0 for every action given"),
-        (lambda d, p: (dataclasses.replace(d, reward=d.reward * np.nan), p), "reward: expected numbers, found nan"),
+        (
+            lambda d, p: (dataclasses.replace(d, reward=d.reward * np.nan), p),
+            "reward: expected numbers .*, found nan",
+        ),
         (lambda d, p: (dataclasses.replace(d, length=d.length * 0), p), "length: expected 1 to 6 .*, found 0 to 0"),
         (lambda d, p: (dataclasses.replace(d, length=d.length + 6), p), "length: expected 1 to 6 decisions in each"),
         (lambda d, p: (dataclasses.replace(d, action=d.action + 25), p), "action: expected 0 to 24"),

@@ -15,12 +15,14 @@ from sepsis_jax.clinical.reward import OUTCOME_ONLY, PUBLISHED
 from sepsis_jax.errors import InputError
 from sepsis_jax.ope import logged
 from sepsis_jax.ope import table as table_of
+from sepsis_jax.ope.estimators import ESTIMATORS
 from sepsis_jax.ope.table import evaluate_policies
 
 EPISODES = make_episodes(300, 6, seed=1)
 RNG = np.random.default_rng(0)
 BEHAVIOUR = RNG.dirichlet(np.full(NUM_ACTIONS, 5.0), EPISODES.action.shape[:2])
 OTHER = 0.98 * BEHAVIOUR + 0.02 * RNG.dirichlet(np.full(NUM_ACTIONS, 5.0), EPISODES.action.shape[:2])
+Q = RNG.normal(size=(*EPISODES.action.shape[:2], NUM_ACTIONS))
 GIVEN = np.eye(NUM_ACTIONS)[np.asarray(encode(EPISODES.action))]
 
 
@@ -61,6 +63,26 @@ def test_one_patient_is_never_reliable():
     one = EPISODES.take([0])
     found = evaluate_policies(one, {"clinicians": BEHAVIOUR[:1]}, BEHAVIOUR[:1], PUBLISHED, ["wis"], draws=100).iloc[0]
     assert not found.reliable and found.reason == "one patient"
+    assert np.isnan([found.se, found.low, found.high]).all()
+
+
+@pytest.mark.parametrize("kind", ["percentile", "bca"])
+def test_stays_of_a_patient_that_are_all_alike_say_no_more_than_one(kind):
+    def judged(times):
+        many = EPISODES.take(np.repeat(np.arange(EPISODES.num_stays), times))
+        other, treating, q = (np.repeat(one, times, axis=0) for one in (OTHER, BEHAVIOUR, Q))
+        found = evaluate_policies(
+            many, {"other": other}, treating, PUBLISHED, list(ESTIMATORS), q={"other": q}, draws=200, kind=kind
+        )
+        return found[["value", "se", "low", "high", "ess", "patients"]].to_numpy(float)
+
+    np.testing.assert_allclose(judged(3), judged(1), rtol=2e-3, atol=1e-4)
+
+
+def test_values_alone_are_never_called_reliable():
+    q = {"other": np.full(OTHER.shape, 1e6)}
+    found = evaluate_policies(EPISODES, {"other": OTHER}, BEHAVIOUR, PUBLISHED, ["dm"], q=q, draws=100).iloc[0]
+    assert found.value == pytest.approx(1e6) and not found.reliable and found.reason == "values alone"
 
 
 def unknown(episodes):
@@ -75,6 +97,13 @@ def unknown(episodes):
         ({"estimators": ["wiss"]}, "estimators: expected some of is, wis, .*, found 'wiss'"),
         ({"estimators": ["dr"]}, "q: expected values of every policy for dr, found none for other"),
         ({"episodes": EPISODES.take([])}, "expected stays to evaluate on, found none"),
+        ({"policies": {}}, "policies: expected at least one, found none"),
+        ({"draws": 1}, "draws: expected at least 40, found 1"),
+        ({"seed": -1}, "seed: expected at least 0, found -1"),
+        ({"kind": "BCa"}, "kind: expected one of percentile, bca, found 'BCa'"),
+        ({"episodes": EPISODES.replace(action=EPISODES.action + 4)}, "action: expected levels 0 to 4, found 4 to 8"),
+        ({"behaviour": np.where(GIVEN > 0, 1e-40, 1 / 24)}, "expected a probability above 0 for every action given"),
+        ({"reward": np.full(EPISODES.action.shape[:2], 1e39)}, "reward: expected numbers that float32 holds, found 1e"),
         ({"episodes": unknown(EPISODES)}, "mortality_90d: expected 0 or 1, found 3 others, the first -1"),
         (
             {"behaviour": BEHAVIOUR * (1 - GIVEN) / (BEHAVIOUR * (1 - GIVEN)).sum(-1, keepdims=True)},
@@ -89,7 +118,7 @@ def test_bad_input_is_one_line(change, message):
     if not given["episodes"].num_stays:
         given |= {"policies": {"other": OTHER[:0]}, "behaviour": BEHAVIOUR[:0]}
     with pytest.raises(InputError, match=message) as caught:
-        evaluate_policies(**given, draws=100)
+        evaluate_policies(**({"draws": 100} | given))
     assert "\n" not in str(caught.value)
 
 
