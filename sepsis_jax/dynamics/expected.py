@@ -6,7 +6,8 @@ q_t the probability of death within 90 days of who leaves alive after step t, `o
 
     sum_t S_t (d_t + (1 - d_t) l_t q_t) + S_{H+1} q_H        S_1 = 1, S_{t+1} = S_t (1 - d_t) (1 - l_t)
 
-which is the mean of the model's own answer over exits, given the rest of the course.
+which is the mean of the model's own answer over exits, given the rest of the course. What a step earns counts for
+those who are still there (`Step.present`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ class ExpectedState:
 
 @dataclasses.dataclass(frozen=True)
 class ExpectedExits:
-    """`Dynamics` of `model` with hazards of 0 and the exits in `outcome`."""
+    """`Dynamics` of `model` with hazards of 0 and the exits in `outcome`.
+
+    Undiscounted returns are those of `model` on average; exits are not told apart from each other by when they come.
+    """
 
     model: Dynamics
 
@@ -65,7 +69,7 @@ class ExpectedExits:
         leaves = (1 - death) * discharge
         ends = state.here * (death + leaves * self.model.outcome(params, inner))
         after = ExpectedState(inner, state.here * (1 - death - leaves), state.death_90d + ends)
-        return after, dataclasses.replace(step, exit_hazard=jnp.zeros(2))
+        return after, dataclasses.replace(step, exit_hazard=jnp.zeros(2), present=(state.here, after.here))
 
     def outcome(self, params: Any, state: ExpectedState) -> jax.Array:
         """f32[]: probability of death within 90 days, in the ICU or after it, of someone who has not left for sure."""

@@ -51,6 +51,7 @@ class Step:
       vent_prob: f32[] probability of invasive ventilation.
       exit_hazard: f32[2] probability of death, of discharge, at the end of this step.
       value: f32[F] (clinical units) every feature as it would read if it were measured.
+      present: probability of being in the ICU still, before the step and after it, where no exit is ever drawn.
     """
 
     obs: Any
@@ -58,6 +59,7 @@ class Step:
     vent_prob: Any
     exit_hazard: Any
     value: Any
+    present: Any = (1.0, 1.0)
 
 
 class Dynamics(Protocol):

@@ -21,7 +21,7 @@ from sepsis_jax.clinical.actions import ALL_ACTIONS, encode
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.expected import ExpectedExits
 from sepsis_jax.dynamics.protocol import History, history_at
-from sepsis_jax.errors import check_range
+from sepsis_jax.errors import InputError, check_range
 from sepsis_jax.policies.rules import MostLikely
 from sepsis_jax.simulation.batch import BLOCK, simulate
 from sepsis_jax.simulation.block import MOST_SAMPLES
@@ -66,7 +66,8 @@ class Recommendation:
     Attributes:
       action: int8[B,2] the choice.
       candidates: int[B,K] what was simulated: ascending ids, all of `ALL_ACTIONS` unless the settings say less.
-      returns: Summary of the ends with leading [B,K], in the order of `candidates`.
+      returns: Summary of the ends with leading [B,K], in the order of `candidates`; nobody leaves in it, since exits
+        count in expectation.
       score: f32[B,K] what the choice goes by: the expected return, less the caution.
       allowed: bool[B,K] candidates that keep the guideline rules.
       usual: int[B] which of them clinicians choose most often.
@@ -97,10 +98,13 @@ def recommend(
 ) -> Recommendation:
     """Recommend an action for each of B histories. Deterministic given `seed` (key), whatever the batch.
 
-    ValueError where `world` has no policy to go on with.
+    Raises:
+      InputError: `world` has no policy to go on with, or discounts, which exits in expectation cannot.
     """
     if world.policy is None:
-        raise ValueError("the planner needs a policy that goes on after its step")
+        raise InputError("world", field="policy", expected="one that goes on after the planner's step", found="none")
+    if world.reward.gamma != 1:
+        raise InputError("world", field="reward.gamma", expected=1, found=world.reward.gamma)
     allowed = keeps_guideline(histories)
     usual = probs_at(world.policy, policy_params, histories)
     candidates = most_usual(usual, allowed, settings)

@@ -124,9 +124,11 @@ def advance(
     reward = world.reward.step(course.sofa, score, course.obs[lactate], step.obs[lactate])
     there = course.exit == EXIT_TRUNCATED
     exit = jnp.where(there, sample_exit(step.exit_hazard, noise.exit), course.exit)
-    reward = jnp.where(exit == EXIT_TRUNCATED, reward, 0.0)  # the step of the exit earns the outcome (`Reward.episode`)
+    before, after = step.present
+    # The step of the exit earns the outcome (`Reward.episode`).
+    reward = jnp.where(exit == EXIT_TRUNCATED, after * reward, 0.0)
     if world.reward.guideline:
-        reward += jnp.where(there, world.reward.penalty(course.obs, course.action[0], action), 0.0)
+        reward += jnp.where(there, before * world.reward.penalty(course.obs, course.action[0], action), 0.0)
     discount = jnp.float32(world.reward.gamma) ** index
     value = course.value + discount * reward
     lived = Course(state, memory, step.obs, step.mask, action, urine, score, exit, value, discount)

@@ -13,9 +13,11 @@ from toy import LACTATE, MAP, ToyDynamics, toy_params, toy_world
 
 from sepsis_jax.clinical.actions import ALL_ACTIONS, encode
 from sepsis_jax.clinical.features import PUBLISHED_MEAN
+from sepsis_jax.clinical.reward import PUBLISHED
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.dynamics.expected import ExpectedExits
 from sepsis_jax.dynamics.protocol import history_at
+from sepsis_jax.errors import InputError
 from sepsis_jax.policies import clinician, planner, rules
 from sepsis_jax.policies.clinician import Clinician, ClinicianSettings
 from sepsis_jax.policies.planner import PlannerSettings
@@ -105,8 +107,9 @@ def test_planner_value_is_that_of_simulate():
 
 
 def test_expected_exits_are_the_mean_over_exits():
-    """Without noise all courses are one; how it may end, by hand."""
-    world, plan = toy_world(policy=None), np.array([[1, 2], [0, 1], [2, 2]], np.int8)
+    """Without noise all courses are one; how it may end, by hand, and what it earns until then."""
+    strict = dataclasses.replace(PUBLISHED, guideline=-2.0)
+    world, plan = toy_world(policy=None, reward=strict), np.array([[1, 2], [0, 1], [2, 2]], np.int8)
     quiet = dataclasses.replace(toy_params(), noise_map=jnp.float32(0), noise_lactate=jnp.float32(0))
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), histories_with(70.0, 3.0))
     state, here, expected = world.dynamics.encode(quiet, one), 1.0, 0.0
@@ -123,8 +126,11 @@ def test_expected_exits_are_the_mean_over_exits():
     np.testing.assert_allclose(got.death_90d, expected, rtol=1e-5)
     assert (np.asarray(got.steps.exit) == 0).all()
     keys = jax.random.split(jax.random.key(0), 4000)
-    drawn = jax.vmap(lambda key: rollout(world, quiet, None, one, plan, key, horizon=3).death_90d)(keys)
-    np.testing.assert_allclose(got.death_90d, drawn.mean(), atol=4 * float(drawn.std()) / 4000**0.5)
+    drawn = jax.vmap(lambda key: rollout(world, quiet, None, one, plan, key, horizon=3))(keys)
+    assert (np.asarray(drawn.steps.reward) != 0).any(axis=0).all()
+    for name in ("death_90d", "value"):
+        each = np.asarray(getattr(drawn, name))
+        np.testing.assert_allclose(getattr(got, name), each.mean(), atol=4 * each.std() / 4000**0.5)
 
 
 def test_no_digit_depends_on_who_else_asks(fitted):
@@ -190,7 +196,7 @@ def test_caution_and_the_shield_with_a_policy_without_chance():
 
 
 def test_planner_without_a_policy_to_go_on_is_refused():
-    with pytest.raises(ValueError, match="goes on"):
+    with pytest.raises(InputError, match="goes on"):
         planner.recommend(
             toy_world(policy=None), toy_params(), None, histories_with(60.0, 3.0), jax.random.key(1), SETTINGS
         )
