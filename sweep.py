@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ from sepsis_jax.dynamics.worldmodel.unfinished import digest
 from sepsis_jax.errors import SEEDS, InputError, check_range
 from sepsis_jax.policies.rules import Fixed, Guideline
 from sepsis_jax.simulation import batch, candidates, sweep
+from sepsis_jax.simulation.batch import MOST_STEPS
+from sepsis_jax.simulation.block import MOST_SAMPLES
 from sepsis_jax.simulation.record import Summarize
 from sepsis_jax.simulation.sweep import Sweep
 from sepsis_jax.simulation.sweep_store import Unfinished
@@ -73,7 +76,7 @@ class Flags:
     figures: bool = False
 
     def __post_init__(self) -> None:
-        for name, most in (("hold", 10_000), ("samples", 65_536), ("horizon", 10_000)):
+        for name, most in (("hold", MOST_STEPS), ("samples", MOST_SAMPLES), ("horizon", MOST_STEPS)):
             if not 1 <= getattr(self, name) <= most:
                 raise InputError(f"--{name}", expected=f"a whole number from 1 to {most}", found=getattr(self, name))
         names = self.features.split(",")
@@ -232,8 +235,8 @@ def _identity(flags: Flags, loaded: pipeline.Loaded, plan: Sweep) -> dict[str, A
         "world_model": dataclasses.asdict(loaded.model),
         "precision": flags.precision,
         "weights": digest(loaded.params),
-        "clinician": digest(loaded.policy_params),
-        "code_version": loaded.manifest.code_version,
+        "clinician": [repr(loaded.policy), digest(loaded.policy_params)],
+        "code_version": version("sepsis_jax"),
         "random_numbers": "threefry",
     }
 

@@ -13,6 +13,7 @@ from typing import NoReturn
 import jax
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sepsis_jax import files
@@ -52,12 +53,12 @@ def _leave(code: int) -> NoReturn:
 
 def table(frame: pd.DataFrame, *, title: str) -> Table:
     """A DataFrame for the console: its index as the first column, numbers with four digits."""
-    out = Table(title=title, title_justify="left")
-    out.add_column(str(frame.index.name or ""))
+    out = Table(title=escape(title), title_justify="left")
+    out.add_column(escape(str(frame.index.name or "")))
     for name in frame.columns:
-        out.add_column(str(name), justify="left" if frame[name].dtype.kind in "OUT" else "right")
+        out.add_column(escape(str(name)), justify="left" if frame[name].dtype.kind in "OUT" else "right")
     for label, row in zip(frame.index, frame.itertuples(index=False), strict=True):
-        out.add_row(str(label), *(_cell(value) for value in row))
+        out.add_row(escape(str(label)), *(escape(_cell(value)) for value in row))
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -29,11 +30,16 @@ class InputError(Exception):
 
 
 def check_range(settings: Any, where: str, **ranges: tuple[float, float]) -> None:
-    """Raise InputError unless every named numeric field of `settings` is finite and within (least, most)."""
+    """Raise InputError unless every named numeric field of `settings` is finite and within (least, most).
+
+    Fields that are declared as int must be whole.
+    """
+    whole = {one.name for one in dataclasses.fields(settings) if one.type in ("int", int)}
     for field, (least, most) in ranges.items():
         value = getattr(settings, field)
-        if not (math.isfinite(value) and least <= value <= most):
-            expected = f"a number from {least:g}" + (f" to {most:g}" if math.isfinite(most) else " on")
+        kind = "a whole number" if field in whole else "a number"
+        if not (math.isfinite(value) and least <= value <= most and (field not in whole or value == int(value))):
+            expected = f"{kind} from {least:g}" + (f" to {most:g}" if math.isfinite(most) else " on")
             raise InputError(where, field=field, expected=expected, found=value)
 
 

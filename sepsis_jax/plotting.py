@@ -152,7 +152,7 @@ def sweep_maps(sweep: xr.Dataset, episode: int, time: int) -> Figure:
         else:
             good = name in ("in_icu", "discharged", "lactate_falls")
             action_heatmap(axes, 100 * values, title=f"{title}, %", reverse=not good)
-    figure.suptitle(f"stay {episode}, step {time}", size=10)
+    figure.suptitle(f"stay {episode}, step {time}; after 4 h or more: of those still in the ICU", size=10)
     return figure
 
 
@@ -170,7 +170,7 @@ def sweep_effects(sweep: xr.Dataset, time: int) -> Figure:
         lines = effect.sel(feature=name).transpose("candidate", "horizon")
         effects_over_time(axes, sweep.horizon, lines, ALL_ACTIONS, label=label)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=LEVELS, fontsize=8)
-    figure.suptitle(f"step {time}: effect against no treatment, mean over stays", size=10)
+    figure.suptitle(f"step {time}: effect against no treatment, of those still in the ICU, mean over stays", size=10)
     return figure
 
 

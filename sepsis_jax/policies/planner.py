@@ -101,10 +101,12 @@ def recommend(
     Raises:
       InputError: `world` has no policy to go on with, or discounts, which exits in expectation cannot.
     """
+    if not len(histories.length):
+        raise InputError("histories", expected="at least one", found="none")
     if world.policy is None:
         raise InputError("world", field="policy", expected="one that goes on after the planner's step", found="none")
     if world.reward.gamma != 1:
-        raise InputError("world", field="reward.gamma", expected=1, found=world.reward.gamma)
+        raise InputError("world", field="reward.gamma", expected="no discount (1)", found=world.reward.gamma)
     allowed = keeps_guideline(histories)
     usual = probs_at(world.policy, policy_params, histories)
     candidates = most_usual(usual, allowed, settings)

@@ -28,6 +28,7 @@ from sepsis_jax.simulation.rollout import pad_plans
 
 BLOCK = 16_384
 """Trajectories in a block."""
+MOST_STEPS = 10_000
 _SMALL = 2048  # where no more are asked for: a second program, but not a block on every device for one trajectory
 _PROCESS_BYTES, _BYTES = 1.2e9, 5_000  # of a process without blocks; of a trajectory without what is kept of it
 _COPIES = 16  # of a block's statistics: those of a region's four blocks are joined, labelled and written
@@ -100,7 +101,9 @@ def simulate(
     few = batch * candidates * samples <= _SMALL
     size = {"block": min(block, _SMALL), "tile": SMALL_TILE} if few else {"block": block}
     layout = Layout.of(world.dynamics.members, samples, horizon, **size)
-    plans = np.asarray(pad_plans(world, plans, horizon, layout.rows)).reshape(batch * candidates, layout.rows, 2)
+    plans = pad_plans(world, np.asarray(plans, np.int8), horizon, layout.rows).reshape(
+        batch * candidates, layout.rows, 2
+    )
     patient = np.repeat(np.arange(batch), candidates)
     histories = jax.tree.map(np.asarray, histories)
     groups = layout.slots_of_cell(samples)
@@ -122,10 +125,12 @@ def simulate(
 
 
 def _check(world: World, histories: History, plans: Any, samples: int, horizon: int) -> None:
-    for name, number, most in (("samples", samples, MOST_SAMPLES), ("horizon", horizon, 10_000)):
+    for name, number, most in (("samples", samples, MOST_SAMPLES), ("horizon", horizon, MOST_STEPS)):
         if not (isinstance(number, int | np.integer) and 1 <= number <= most):
             raise InputError(name, expected=f"a whole number from 1 to {most:,}", found=number)
     levels, lengths = np.asarray(plans), np.asarray(histories.length)
+    if not lengths.size:
+        raise InputError("histories", expected="at least one", found="none")
     if levels.ndim != 4 or levels.shape[0] != len(lengths) or not levels.shape[1] or levels.shape[3] != 2:
         expected = f"[B,K,P,2] for B = {len(lengths)} histories and at least one candidate"
         raise InputError("plans", expected=expected, found=levels.shape)
@@ -133,6 +138,12 @@ def _check(world: World, histories: History, plans: Any, samples: int, horizon: 
     if levels.size and not (levels.dtype.kind in "iu" and levels.min() >= least and levels.max() < LEVELS):
         found = f"{levels.min()} to {levels.max()} of {levels.dtype}"
         raise InputError("plans", expected=f"whole levels from {least} to {LEVELS - 1}", found=found)
+    asked = levels == ASK_POLICY
+    if (asked.any(axis=-1) != asked.all(axis=-1)).any():
+        hint = "one drug alone cannot be left to the policy"
+        raise InputError("plans", expected=f"both levels, or {ASK_POLICY} for both", found="one of them", hint=hint)
+    if levels.shape[2] > horizon:
+        raise InputError("plans", expected=f"at most {horizon} steps, the horizon", found=levels.shape[2])
     if not ((lengths >= 1) & (lengths <= np.shape(histories.obs)[1])).all():
         expected = f"1 to {np.shape(histories.obs)[1]} observations"
         raise InputError("histories", field="length", expected=expected, found=f"{lengths.min()} to {lengths.max()}")

@@ -16,7 +16,7 @@ from sepsis_jax.clinical.features import INDEX, URINE
 from sepsis_jax.clinical.reward import Reward
 from sepsis_jax.data.episodes import EXIT_DEATH, EXIT_TRUNCATED
 from sepsis_jax.dynamics.protocol import Dynamics, History, StepNoise, sample_exit
-from sepsis_jax.simulation.policy import Policy
+from sepsis_jax.simulation.policy import Policy, previous_action
 
 ASK_POLICY = -1
 """Level in a plan that leaves a step to the policy."""
@@ -92,7 +92,7 @@ def start(world: World, params: Any, policy_params: Any, history: History) -> Co
     window = last - jnp.arange(sofa.STEPS_PER_DAY - 1, -1, -1)
     urine = jnp.where(window >= 0, history.obs[jnp.maximum(window, 0), URINE], jnp.nan)
     obs, mask = history.obs[last], history.mask[last]
-    action = jnp.where(last > 0, history.action[jnp.maximum(last - 1, 0)], history.prior_action)
+    action = previous_action(history)
     # Ventilation at the decision is not part of a history; the first step's reward is exact up to that.
     score = _sofa(world, obs, jnp.asarray(False), action, urine)
     memory = None if world.policy is None else world.policy.init(policy_params, history)
@@ -115,7 +115,7 @@ def advance(
     action, memory = planned.astype(jnp.int8), course.memory
     if world.policy is not None:
         probs, memory = world.policy.probs(policy_params, memory, course.obs, course.mask, course.action)
-        drawn = actions.decode((noise.action > jnp.cumsum(probs)[:-1]).sum())
+        drawn = actions.decode((noise.action >= jnp.cumsum(probs)[:-1]).sum())
         action = jnp.where(planned[0] == ASK_POLICY, drawn, action)
     state, step = world.dynamics.step(params, course.state, action, noise.dynamics)
     urine = jnp.append(course.urine[1:], step.obs[URINE])

@@ -9,6 +9,7 @@ itself: an episode that has ended stays where it is and earns nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -74,10 +75,12 @@ def reset(world: World, params: Any, histories: History, keys: jax.Array) -> Env
     The key also draws the ensemble's member that an episode lives in.
     """
 
+    alone = _alone(world)
+
     def one(history: History, key: jax.Array) -> EnvState:
         member_key, key = jax.random.split(key)
         member = jax.random.randint(member_key, (), 0, world.dynamics.members)
-        course = start(world, world.dynamics.member(params, member), None, history)
+        course = start(alone, world.dynamics.member(params, member), None, history)
         return EnvState(course, jnp.asarray(history.static), key, member, jnp.int32(0), jnp.asarray(False))
 
     return jax.vmap(one)(histories, keys)
@@ -91,10 +94,12 @@ def step(world: World, params: Any, state: EnvState, action: jax.Array, *, max_s
     the episode, since there is nothing left to bootstrap. Without one, `max_steps` truncates it.
     """
 
+    alone = _alone(world)
+
     def one(state: EnvState, action: jax.Array) -> tuple[EnvState, Seen]:
         own = world.dynamics.member(params, state.member)
         noise = step_noise(world.dynamics, state.key, state.steps)
-        course, moment = advance(world, own, None, state.course, actions.decode(action), noise, state.steps)
+        course, moment = advance(alone, own, None, state.course, actions.decode(action), noise, state.steps)
         steps = state.steps + 1
         left, last = course.exit != EXIT_TRUNCATED, steps >= max_steps
         terminated = left | (last & world.reward.pays_outcome)
@@ -113,6 +118,11 @@ def step(world: World, params: Any, state: EnvState, action: jax.Array, *, max_s
         return new, seen
 
     return jax.vmap(one)(state, action)
+
+
+def _alone(world: World) -> World:
+    """Without a policy: who acts here is outside."""
+    return dataclasses.replace(world, policy=None)
 
 
 def observation(state: EnvState) -> jax.Array:

@@ -13,6 +13,7 @@ from flax import struct
 
 from sepsis_jax.clinical.features import INDEX, NAMES
 from sepsis_jax.data.episodes import EXIT_DEATH, EXIT_DISCHARGE, EXIT_TRUNCATED
+from sepsis_jax.errors import InputError
 from sepsis_jax.simulation.course import Moment
 from sepsis_jax.simulation.quantiles import quantiles
 from sepsis_jax.simulation.rollout import Trajectory
@@ -84,11 +85,12 @@ EVENTS: tuple[Event, ...] = (
 class Summary:
     """Statistics over the samples of each cell (leading [B,K] after `simulate`).
 
-    Those of features and events are over the samples still in the ICU at the end of the step, NaN where there is
-    none; G features, Q quantiles.
+    Those of features and events are over the samples still in the ICU at the end of the step, NaN where there are
+    none (SD: fewer than two); G features, Q quantiles.
 
     Attributes:
-      mean, sd: f32[H,G] (clinical units). sd_members: f32[H,G] of the members' means (epistemic; 0 for one member).
+      mean, sd: f32[H,G] (clinical units), SD with all that is uncertain in it. sd_members: f32[H,G] of it what the
+        members' means differ by (epistemic; 0 for one member); sd^2 - sd_members^2 is the rest (aleatoric).
       quantile: f32[H,G,Q].
       events: name -> f32[H] means.
       in_icu, died, discharged: f32[H] shares of all samples.
@@ -125,6 +127,20 @@ class Summarize:
     features: tuple[str, ...] = NAMES
     at: tuple[float, ...] = (0.1, 0.5, 0.9)
     events: tuple[Event, ...] = EVENTS
+
+    def __post_init__(self) -> None:
+        for name, given in (("features", self.features), ("at", self.at), ("events", self.events)):
+            if not isinstance(given, tuple):
+                raise InputError("record", field=name, expected="a tuple", found=type(given).__name__)
+        unknown = [name for name in self.features if name not in INDEX]
+        if unknown:
+            raise InputError("record", field="features", expected=f"some of {', '.join(NAMES)}", found=unknown[0])
+        beyond = [one for one in self.at if not 0 <= one <= 1]
+        if beyond:
+            raise InputError("record", field="at", expected="probabilities from 0 to 1", found=beyond[0])
+        names = [event.name for event in self.events]
+        if len(set(names)) < len(names):
+            raise InputError("record", field="events", expected="different names", found=", ".join(names))
 
     def keep(self, moment: Moment, now: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """See `Record`."""
@@ -213,16 +229,22 @@ class Trajectories:
 def spread(samples: Samples, values: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """f32[N,M,W,...] -> f32[N cells,...] each: mean, SD over samples, SD of the members' means.
 
-    In two passes, since a difference of large squares would be noise. A member without samples does not count.
+    In two passes, since a difference of large squares would be noise. A member without samples does not count. What
+    the means of so many samples differ by chance is taken off their variance (one-way analysis of variance).
     """
     one = jnp.ones((*samples.valid.shape, *(1,) * (values.ndim - 3)))
     count, total = samples.total(one), samples.total(values)  # [N,M,...]
-    mean = total.sum(axis=1) / count.sum(axis=1)
-    around = values - mean[samples.cell][:, None, None]
-    variance = samples.total(around**2).sum(axis=1) / count.sum(axis=1)
-    members = total / count
-    some = jnp.broadcast_to(count > 0, members.shape)
-    return mean, jnp.sqrt(variance), jnp.where(some.any(axis=1), jnp.std(members, axis=1, where=some), jnp.nan)
+    count = jnp.broadcast_to(count, total.shape)
+    number, some = count.sum(axis=1), count > 0
+    mean, members = total.sum(axis=1) / number, total / count
+    around = values - jnp.where(some, members, 0)[samples.cell][:, :, None]
+    inside = samples.total(around**2).sum(axis=1)
+    outside = jnp.where(some, count * (members - mean[:, None]) ** 2, 0).sum(axis=1)
+    there = some.sum(axis=1)
+    chance = inside / (number - there) * jnp.mean(1 / count, axis=1, where=some) * (there - 1) / there
+    apart = jnp.sqrt(jnp.maximum(jnp.var(members, axis=1, where=some) - chance, 0))
+    free = jnp.where(number > 1, number - 1, jnp.nan)
+    return mean, jnp.sqrt((inside + outside) / free), jnp.where(there > 1, apart, 0 * mean)
 
 
 def _mean(samples: Samples, values: jax.Array) -> jax.Array:

@@ -11,9 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from sepsis_jax.dynamics.protocol import History, step_noise
+from sepsis_jax.errors import InputError
 from sepsis_jax.simulation.course import ASK_POLICY, Moment, World, advance, finish, start
 
 
@@ -57,9 +59,11 @@ def rollout(
 
 
 def pad_plans(world: World, plans: Any, horizon: int, rows: int) -> Any:
-    """int8[...,P,2] -> int8[...,rows,2]: `ASK_POLICY` after the plan. ValueError where there is no policy to ask."""
+    """int8[...,P,2] -> int8[...,rows,2]: `ASK_POLICY` after the plan. InputError where there is no policy to ask."""
     planned = min(plans.shape[-2], horizon)
     if planned < horizon and world.policy is None:
-        raise ValueError(f"the plan covers {planned} of {horizon} steps and there is no policy to go on with")
+        expected = f"levels for all {horizon} steps, as there is no policy to go on with"
+        raise InputError("plans", expected=expected, found=f"{planned} steps")
     width = [(0, 0)] * (plans.ndim - 2) + [(0, rows - planned), (0, 0)]
-    return jnp.pad(jnp.asarray(plans, jnp.int8)[..., :planned, :], width, constant_values=ASK_POLICY)
+    pad = np.pad if isinstance(plans, np.ndarray) else jnp.pad  # NumPy compiles nothing anew for another shape
+    return pad(plans.astype(np.int8)[..., :planned, :], width, constant_values=ASK_POLICY)

@@ -137,6 +137,7 @@ class Unfinished:
             half.unlink()
         old = self.folder.with_name(f".{self.out.name}.old")
         if self.out.exists():
+            shutil.rmtree(old, ignore_errors=True)  # what a kill has left of one
             self.out.rename(old)
         self.folder.rename(self.out)
         for leftover in (self.out / DONE, old):

@@ -17,6 +17,7 @@ from sepsis_jax.clinical.actions import encode
 from sepsis_jax.clinical.reward import PUBLISHED
 from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.errors import InputError
+from sepsis_jax.policies.clinician import Clinician, ClinicianSettings
 from sepsis_jax.simulation import env
 from sepsis_jax.simulation.rollout import rollout
 
@@ -58,6 +59,15 @@ def test_an_episode_is_a_rollout():
         np.testing.assert_allclose(seen.obs[:, b, :39], alone.steps.obs, rtol=1e-5)
         np.testing.assert_array_equal(seen.exit[:, b], alone.steps.exit)
         np.testing.assert_allclose(seen.reward[:, b].sum(), alone.value, rtol=1e-4, atol=1e-3)
+
+
+def test_a_world_with_clinicians_is_played_by_who_acts():
+    def lived(world):
+        state = env.reset(world, toy_params(), history_at(EPISODES, [0], [0]), jax.random.split(jax.random.key(3), 1))
+        return env.step(world, toy_params(), state, jnp.array([7]), max_steps=5)[1].obs
+
+    clinicians = Clinician(ClinicianSettings())  # cannot do anything without parameters of its own
+    np.testing.assert_array_equal(lived(dataclasses.replace(WORLD, policy=clinicians)), lived(WORLD))
 
 
 @pytest.mark.parametrize(("reward", "paid"), [(PUBLISHED, True), (UNPAID, False)])

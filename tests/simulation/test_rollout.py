@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import make_episodes
-from toy import LACTATE, MAP, ToyParams, toy_params, toy_world
+from toy import LACTATE, MAP, ToyDynamics, ToyParams, toy_params, toy_world
 
 from sepsis_jax.clinical import sofa
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
@@ -31,6 +31,10 @@ HISTORIES = history_at(EPISODES, [0, 1, 2], [0, 1, 1])
 
 def one(histories, row):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[row], histories)
+
+
+def one_batch(histories, rows):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], histories)
 
 
 def run(histories, plans, *, record=Trajectories(), samples=SAMPLES, world=None, params=None, **options):
@@ -105,13 +109,16 @@ def test_trajectories_equal_a_numpy_loop():
         (full_plans() - 2, {}, "plans: expected whole levels from -1 to 4"),
         (full_plans(2), {}, r"plans: expected \[B,K,P,2\] for B = 3 histories"),
         (full_plans()[:, :0], {}, "at least one candidate"),
+        (full_plans(0), {"histories": one_batch(HISTORIES, [])}, "histories: expected at least one, found none"),
+        (np.where([True, False], full_plans(), -1), {}, "plans: expected both levels, or -1 for both, found one of"),
+        (np.tile(full_plans(), (1, 1, 2, 1)), {}, "plans: expected at most 5 steps, the horizon, found 10"),
         (full_plans(), {"samples": 0}, "samples: expected a whole number from 1 to 65,536, found 0"),
         (full_plans(), {"samples": 2.5}, "samples: expected a whole number"),
     ],
 )
 def test_impossible_plans_are_refused(plans, options, message):
     with pytest.raises(InputError, match=message):
-        run(HISTORIES, plans, **options)
+        run(**({"histories": HISTORIES, "plans": plans} | options))
 
 
 def test_candidates_share_their_noise():
@@ -132,16 +139,21 @@ def test_a_stay_does_not_depend_on_its_batch_mates_or_the_block():
             np.testing.assert_array_equal(a[1], b[position])
 
 
+@pytest.mark.parametrize("samples", [SAMPLES, 700])
+def test_no_draw_depends_on_how_many_jobs_there_are(samples):
+    """60 cells in one job, and in many."""
+    plans = full_plans(candidates=[(i % 5, i % 4) for i in range(20)])
+    whole, parts = (run(HISTORIES, plans, samples=samples, block=block) for block in (BLOCK, 64))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_noise_drawn_for_many_equals_noise_drawn_for_few():
     """With few candidates a tile holds many different noises, with many candidates few, which are drawn apart."""
     alone = run(HISTORIES, full_plans(candidates=[(1, 2)]))
     among = run(HISTORIES, full_plans(candidates=[(1, 2)] * 200))
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(among), strict=True):
         np.testing.assert_array_equal(np.broadcast_to(a, b.shape), b)
-
-
-def one_batch(histories, rows):
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], histories)
 
 
 def test_samples_steps_and_stays_draw_different_noise():
@@ -184,7 +196,7 @@ def test_a_plan_gives_way_to_the_policy():
 
 
 def test_without_a_policy_the_plan_must_cover_the_horizon():
-    with pytest.raises(ValueError, match="the plan covers 1 of 5 steps"):
+    with pytest.raises(InputError, match=r"levels for all 5 steps, .*, found 1 steps"):
         run(HISTORIES, np.zeros((3, 1, 1, 2)), world=toy_world(policy=None))
 
 
@@ -219,6 +231,38 @@ def test_proper_sofa_follows_the_dose():
     np.testing.assert_array_equal(got[:, 2, 0] - got[:, 0, 0], 4 - low_map)
 
 
+class TwoToys(ToyDynamics):
+    """Members that disagree on what a vasopressor does."""
+
+    members = 2
+
+    def member(self, params, index):
+        return dataclasses.replace(params, pressor=params.pressor + 4.0 * index)
+
+
+def test_spread_of_members_is_apart():
+    world = dataclasses.replace(toy_world(), dynamics=TwoToys())
+    full = run(HISTORIES, full_plans(), world=world)
+    got = run(HISTORIES, full_plans(), world=world, record=Summarize(features=("meanbp",)))
+
+    def spreads(values):
+        """SD of all, and of the means of both members without what chance adds to it."""
+        own = [values[0::2], values[1::2]]
+        chance = np.mean([part.var(ddof=1) / part.size for part in own]) / 2
+        return values.std(ddof=1), math.sqrt(max(np.var([part.mean() for part in own]) - chance, 0))
+
+    for b, k in np.ndindex(3, 3):
+        for name in ("value", "death_90d"):
+            sd, members = spreads(np.asarray(getattr(full, name)[b, k], float))
+            assert getattr(got, f"{name}_sd_members")[b, k] == pytest.approx(members, rel=1e-2, abs=1e-3), name
+            assert name != "value" or got.value_sd[b, k] == pytest.approx(sd, rel=1e-4)
+        if (full.steps.exit[b, k, :, 0] == 0).all():
+            sd, members = spreads(np.asarray(full.steps.obs[b, k, :, 0, MAP], float))
+            assert got.sd[b, k, 0, 0] == pytest.approx(sd, rel=1e-4)
+            assert got.sd_members[b, k, 0, 0] == pytest.approx(members, rel=1e-2, abs=1e-3)
+    assert got.sd_members[:, 2, 0].min() > 3 > got.sd_members[:, 1, 0].max()  # level 4, and the level that does nothing
+
+
 def test_summary_equals_numpy_statistics():
     params = dataclasses.replace(toy_params(), discharge=jnp.float32(0.3))
     full = run(HISTORIES, full_plans(), params=params)
@@ -228,7 +272,7 @@ def test_summary_equals_numpy_statistics():
     np.testing.assert_allclose(got.died, (full.steps.exit == 1).mean(2), rtol=1e-6)
     np.testing.assert_allclose(got.discharged, (full.steps.exit == 2).mean(2), rtol=1e-6)
     np.testing.assert_allclose(got.value, full.value.mean(2), rtol=1e-5)
-    np.testing.assert_allclose(got.value_se, full.value.std(2) / math.sqrt(SAMPLES), rtol=1e-3)
+    np.testing.assert_allclose(got.value_se, full.value.std(2, ddof=1) / math.sqrt(SAMPLES), rtol=1e-3)
     np.testing.assert_allclose(got.death_90d, full.death_90d.mean(2), rtol=1e-5)
     for b, k, h in np.ndindex(3, 3, HORIZON):
         alive = full.steps.obs[b, k, there[b, k, :, h], h]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.metadata
 import json
 import shutil
+import types
 from pathlib import Path
 
 import jax
@@ -20,6 +22,7 @@ from sepsis_jax.clinical.features import UNITS
 from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.errors import InputError
 from sepsis_jax.files import digests
+from sepsis_jax.policies.clinician import Clinician, ClinicianSettings
 from sepsis_jax.policies.rules import Fixed, Guideline
 from sepsis_jax.simulation import candidates
 from sepsis_jax.simulation.batch import simulate
@@ -186,6 +189,8 @@ def test_something_else_is_not_replaced(tmp_path):
 def test_a_finished_sweep_is_replaced(tmp_path, whole):
     out = tmp_path / "sweep.zarr"
     shutil.copytree(whole, out)
+    left = tmp_path / ".sweep.zarr.old"  # by a kill during the last replacement
+    shutil.copytree(whole, left)
     sweep = make_sweep("untreated")
     write(out, sweep).finish()
     assert xr.open_zarr(out, consolidated=False).sizes["candidate"] == 1
@@ -215,6 +220,29 @@ def test_figures_of_any_candidates(tmp_path, whole, monkeypatch, capsys):
         name: sorted(path.name for path in (tmp_path / f"{name}.zarr.figures").iterdir()) for name in ("all", "two")
     }
     assert drawn == {"all": ["effects.png", "fans.png", "maps.png"], "two": ["fans.png"]}
+
+
+def test_what_the_clinicians_are_makes_another_sweep(monkeypatch):
+    """Also what no weight of theirs shows, and the version of the code."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    identity = importlib.import_module("sweep")._identity
+    flags = types.SimpleNamespace(
+        candidates="all", hold=1, samples=20, horizon=3, features="meanbp", steps=None, seed=0, precision="float32"
+    )
+
+    def of(policy):
+        loaded = types.SimpleNamespace(
+            manifest=types.SimpleNamespace(source="simulator", source_version="1"),
+            model=toy_params(),
+            params=toy_params(),
+            policy=policy,
+            policy_params=None,
+        )
+        return identity(flags, loaded, make_sweep())
+
+    one, other = (of(Clinician(ClinicianSettings(smoothing=share))) for share in (0.02, 0.5))
+    assert {name for name in one if one[name] != other[name]} == {"clinician"}
+    assert one["code_version"] == importlib.metadata.version("sepsis_jax")
 
 
 def test_plans_from_a_file_and_policies_by_name(tmp_path):

@@ -184,7 +184,7 @@ def with_urine(masked: jax.Array, urine: Any) -> jax.Array:
 
 
 def _draw_mask(mask: MaskMixture, uniform: jax.Array) -> jax.Array:
-    pattern = (uniform[0] > jnp.cumsum(jnp.exp(mask.log_weight))[:-1]).sum()
+    pattern = (uniform[0] >= jnp.cumsum(jnp.exp(mask.log_weight))[:-1]).sum()
     logit = mask.logit[0]
     for number in range(1, mask.log_weight.shape[-1]):  # in a batch cheaper than a gather, and than a masked sum
         logit = jnp.where(pattern == number, mask.logit[number], logit)
