@@ -53,7 +53,7 @@ def _bytes(record: Record, layout: Layout) -> float:
     """Memory of a process with one block of this layout on every device."""
     number, small = partial(jax.ShapeDtypeStruct, dtype=np.float32), partial(jax.ShapeDtypeStruct, dtype=np.int8)
     obs, one = number((NUM_FEATURES,)), number(())
-    moment = Moment(obs, small((NUM_FEATURES - 1,)), small((2,)), one, one, one, small(()))
+    moment = Moment(obs, obs, small((NUM_FEATURES - 1,)), small((2,)), one, one, one, small(()))
     kept = jax.eval_shape(record.keep, moment, obs)
     slot = (1, layout.members, layout.width)
     samples = Samples(jax.ShapeDtypeStruct(slot, bool), jax.ShapeDtypeStruct((1,), np.int32))

@@ -69,6 +69,7 @@ class Moment:
 
     Attributes:
       obs: f32[F] (clinical units) at the end of the step; frozen after the ICU exit.
+      value: f32[F] (clinical units) every feature as it would read then if it were measured; after the exit nothing.
       mask: bool[38] newly measured.
       action: int8[2] what was given.
       vent_prob: f32[] probability of invasive ventilation.
@@ -78,6 +79,7 @@ class Moment:
     """
 
     obs: Any
+    value: Any
     mask: Any
     action: Any
     vent_prob: Any
@@ -133,7 +135,7 @@ def advance(
     value = course.value + discount * reward
     lived = Course(state, memory, step.obs, step.mask, action, urine, score, exit, value, discount)
     new = jax.tree.map(partial(_select, there), lived, course)
-    return new, Moment(new.obs, step.mask & there, action, step.vent_prob, new.sofa, reward, exit)
+    return new, Moment(new.obs, step.value, step.mask & there, action, step.vent_prob, new.sofa, reward, exit)
 
 
 def finish(world: World, params: Any, course: Course) -> tuple[jax.Array, jax.Array]:

@@ -72,10 +72,11 @@ class Event(NamedTuple):
 
 
 MAP, LACTATE = INDEX["meanbp"], INDEX["lactate"]
+# Of what would be measured: whether a lactate is drawn, which actions change too, must not make it fall.
 EVENTS: tuple[Event, ...] = (
-    Event("map_below_65", lambda moment, now: moment.obs[MAP] < 65),
-    Event("lactate_above_2", lambda moment, now: moment.obs[LACTATE] > 2),
-    Event("lactate_falls", lambda moment, now: moment.obs[LACTATE] < now[LACTATE]),
+    Event("map_below_65", lambda moment, now: moment.value[MAP] < 65),
+    Event("lactate_above_2", lambda moment, now: moment.value[LACTATE] > 2),
+    Event("lactate_falls", lambda moment, now: moment.value[LACTATE] < now[LACTATE]),
     Event("ventilated", lambda moment, now: moment.vent_prob),
     Event("sofa", lambda moment, now: moment.sofa),
 )
@@ -196,12 +197,12 @@ RETURNS = Summarize(features=(), events=())
 
 @dataclasses.dataclass(frozen=True)
 class Trajectories:
-    """`Record` that keeps everything: Trajectory with leading S."""
+    """`Record` that keeps everything but what was not measured (`Moment.value`): Trajectory with leading S."""
 
     def keep(self, moment: Moment, now: jax.Array) -> Moment:
         """See `Record`."""
         del now
-        return moment
+        return dataclasses.replace(moment, value=None)
 
     def step(self, samples: Samples, kept: Moment) -> Moment:
         """See `Record`."""

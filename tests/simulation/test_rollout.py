@@ -231,6 +231,26 @@ def test_proper_sofa_follows_the_dose():
     np.testing.assert_array_equal(got[:, 2, 0] - got[:, 0, 0], 4 - low_map)
 
 
+class Unmeasured(ToyDynamics):
+    """Lactate is never drawn."""
+
+    def step(self, params, state, action, noise):
+        after, step = super().step(params, state, action, noise)
+        kept = dataclasses.replace(step, obs=step.obs.at[LACTATE].set(9.0))
+        return after, kept
+
+
+def test_lactate_falls_whether_or_not_anybody_looks():
+    seen, blind = (
+        run(HISTORIES, full_plans(), world=dataclasses.replace(toy_world(), dynamics=dynamics), record=Summarize())
+        for dynamics in (ToyDynamics(), Unmeasured())
+    )
+    for name in ("lactate_falls", "lactate_above_2", "map_below_65"):
+        np.testing.assert_array_equal(seen.events[name][:, :, 0], blind.events[name][:, :, 0])
+    assert (seen.events["lactate_falls"][:, 2, 0] > 0.5).all()
+    assert (blind.mean[:, :, 0, LACTATE] == 9).all()
+
+
 class TwoToys(ToyDynamics):
     """Members that disagree on what a vasopressor does."""
 
