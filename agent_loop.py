@@ -89,7 +89,7 @@ class Flags:
         """Where results go, if courses go to `out`."""
         if self.probabilities:
             return probabilities.folder_of(out)
-        return out.with_name(f"{out.name}.questions") if self.questions else out
+        return questions.folder_of(out) if self.questions else out
 
 
 def main(argv: list[str]) -> None:

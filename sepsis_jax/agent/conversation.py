@@ -20,6 +20,9 @@ from sepsis_jax.agent.settings import LLMSettings
 from sepsis_jax.agent.tools import Malformed, Message, Prescribe, Simulate
 from sepsis_jax.clinical.actions import ActionBins
 
+NOT_UNDERSTOOD = "Not understood"
+"""How an answer begins that tells a model what was wrong with its own."""
+
 
 class Conversation(abc.ABC):
     """A backend that talks until it prescribes.
@@ -79,7 +82,7 @@ class Conversation(abc.ABC):
                 counts[error.kind] = counts.get(error.kind, 0) + 1
                 if malformed > self._settings.malformed:
                     raise Failed("malformed answers", str(error)) from error
-                case.messages += tools.reply(case.messages[-1], f"Not understood: {error.detail}.")
+                case.messages += tools.reply(case.messages[-1], f"{NOT_UNDERSTOOD}: {error.detail}.")
                 continue
             if isinstance(call, Prescribe):
                 return call, completion

@@ -40,11 +40,11 @@ def decisions(system: Message, one: dict[str, Any], rationale: bool) -> Iterator
     whole = len(starts) - (one["failed"] is not None)  # what failed stands behind the last one that did not
     for number in range(whole):
         said = messages[starts[number] + 1 : ends[number]]
-        shown = said if rationale else [_silent(message) for message in said]
+        shown = said if rationale else [silent(message) for message in said]
         yield decision_dialogue(system, observed[: number + 1], shown)
 
 
-def _silent(message: Message) -> Message:
+def silent(message: Message) -> Message:
     """Without the rationale that a tool of these schemas does not take."""
     calls = message.get("tool_calls")
     if not calls:

@@ -185,7 +185,7 @@ def run(
 
     async def one_dialogue(row: int, step: int, draw: int, usage: Usage) -> Any:
         async with free:
-            case = Case(episodes, row, simulator, bins, "model", prompts, at=step)
+            case = Case(episodes, row, simulator, bins, "recorded_until_deviation", prompts, at=step)
             case.observe()
             case.usage = usage
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,11 @@ AHEAD = 24 // HOURS_PER_STEP
 """Steps that the question about a vasopressor looks ahead."""
 _ASKED = {"max_tokens": 3, "temperature": 1.0, "logprobs": True, "top_logprobs": 20}
 _STRUCTURED = {"structured_outputs": {"choice": ["yes", "no"]}}
+
+
+def folder_of(run: Path) -> Path:
+    """Where answers are, for the agent whose courses are in `run`."""
+    return run.with_name(f"{run.name}.questions")
 
 
 def run(

@@ -28,8 +28,9 @@ from sepsis_jax.simulation.rollout import Trajectory
 ANSWER_FEATURES: tuple[str, ...] = ("meanbp", "heart_rate", "lactate", "creatinine", "output_4hourly", "spo2")
 """What an answer describes over time; every other feature stays in the simulation."""
 
-_LIVING_STREAM, _SHOWN_STREAM = 1, 2
-"""The world a deviating case lives in must not be the one its candidates were judged with, nor the one it was shown."""
+_LIVING_STREAM, _SHOWN_STREAM, _FORESEEN_STREAM = 1, 2, 3
+"""The world a deviating case lives in must not be the one its candidates were judged with, nor the one it was shown.
+Without any stream, and with the seed of the cohort, a simulation would hold the patient's own luck."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +181,8 @@ class BatchedSimulator:
         histories = _stack([history for history, _ in requests])
         plans = _candidates(requests)
         samples, horizon = self._settings.samples, self._settings.horizon
-        summary: Summary = self._simulate(histories, plans, self._seed, Summarize(ANSWER_FEATURES), samples, horizon)
+        seed = jax.random.fold_in(self._seed, _FORESEEN_STREAM)
+        summary: Summary = self._simulate(histories, plans, seed, Summarize(ANSWER_FEATURES), samples, horizon)
         assert self._world.policy is not None
         support = probs_at(self._world.policy, self._policy_params, histories)
         allowed = keeps_guideline(histories)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sepsis_jax.agent import dialogues, tools, transcripts
-from sepsis_jax.agent.conversation import Conversation
+from sepsis_jax.agent.conversation import NOT_UNDERSTOOD, Conversation
 from sepsis_jax.agent.tools import Malformed, Message
 from sepsis_jax.clinical.actions import ActionBins
 from sepsis_jax.errors import InputError
@@ -61,20 +61,22 @@ def taught(folder: Path, stays: np.ndarray) -> list[dict[str, Any]]:
 
 
 def alone(example: dict[str, Any], asking: Conversation, bins: ActionBins) -> dict[str, Any]:
-    """The same decision, made from the record alone.
+    """The same decision, made from the record alone, and without its reasons, which are simulated numbers.
 
     Args:
       example: of `accepted`. asking: a model that is offered no simulation. bins: doses of the task.
     """
     _, observed, *said = example["messages"]
     kind = {"kind": "decision alone", "tools": asking.tools}
-    return example | kind | {"messages": [asking.system(bins), observed, *said[-2:]]}
+    return example | kind | {"messages": [asking.system(bins), observed, *map(dialogues.silent, said[-2:])]}
 
 
 def _fault(decision: dict[str, Any], messages: list[Message]) -> str:
     if messages[-1]["role"] not in ("assistant", "tool"):
         return "failed"  # nothing was said
     for message in messages:
+        if message["role"] != "assistant" and message["content"].startswith(NOT_UNDERSTOOD):
+            return "malformed"
         if message["role"] == "assistant":
             calls = [(one["function"]["name"], one["function"]["arguments"]) for one in message.get("tool_calls", [])]
             try:
@@ -85,7 +87,7 @@ def _fault(decision: dict[str, Any], messages: list[Message]) -> str:
         return "against the guideline"
     considered = decision["considered"]
     if not considered:
-        return "kept"
+        return "kept"  # by a teacher who did not ask: nothing was expected of it
     chosen = [one["value"] for one in considered if tuple(one["action"]) == tuple(decision["action"])]
     if not chosen:
         return "not simulated"

@@ -63,8 +63,8 @@ def of_decisions(
 def of_stay(case: Case, settings: RLSettings) -> float:
     """The published reward (`clinical.reward`) of a stay, less a charge for each action that breaks G1 or G2.
 
-    A stay that was not played to its end, since a decision failed, is paid so far, and as a death. No stay that was
-    is worth less than one that was given up at once: who gives up must not be better off than who goes on.
+    A stay that was not played to its end, since a decision failed, is paid as a death, and what it lost so far, but
+    nothing that it gained. No stay that was is worth less than one that was given up at once.
     """
     decisions = case.decisions
     died = case.outcome.death_90d if case.outcome.closed else 1.0
@@ -78,7 +78,9 @@ def of_stay(case: Case, settings: RLSettings) -> float:
     score = sofa.published(obs, before, urine, ventilated)
     paid = PUBLISHED.episode(score, obs[:, INDEX["lactate"]], np.int32(len(decisions)), np.float32(died))
     worth = float(np.sum(paid)) - settings.guideline * sum("guideline" in one.broken for one in decisions)
-    return max(worth, -PUBLISHED.outcome - settings.unfinished) if case.outcome.closed else worth
+    if not case.outcome.closed:
+        return min(worth, -PUBLISHED.outcome)
+    return max(worth, -PUBLISHED.outcome - settings.unfinished)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sepsis_jax.agent import journal, probabilities, transcripts
+from sepsis_jax.agent import journal, probabilities, questions, transcripts
 from sepsis_jax.clinical.actions import NUM_ACTIONS, encode
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.errors import InputError
@@ -81,9 +81,17 @@ def read(folder: Path) -> Answers:
 
 
 def check_cohort(folder: Path, episodes: Episodes) -> None:
-    """InputError unless the stays that the run in `folder` was about are those of `episodes`, number for number."""
-    for part in (folder, probabilities.folder_of(folder)):
+    """InputError unless the run in `folder` was about stays of `episodes`, number for number.
+
+    The same goes for the probabilities and the questions beside it, which also must be of the same model.
+    """
+    models = []
+    for part in (folder, probabilities.folder_of(folder), questions.folder_of(folder)):
         if (part / journal.RUN).is_file():
+            models.append(_told(part / journal.RUN).get("served"))
+            if models[-1] != models[0]:
+                hint = "ask the model that treated, or give its run another --out"
+                raise InputError(part, field="served", expected=f"the model of {folder}", found="another", hint=hint)
             own = {one["stay_id"] for one in transcripts.read(part / transcripts.FILE)}
             same = episodes.take(np.isin(np.asarray(episodes.stay_id), sorted(own)))
             if same.num_stays < len(own) or same.digest() != _told(part / journal.RUN)["stays"]:

@@ -42,7 +42,7 @@ class Run:
         if agents.lived(folder) is None:
             hint = "run agent_loop.py with --agent.follow truth"
             raise InputError(folder, expected="courses in the patient simulator", found="none", hint=hint)
-        asked = folder.with_name(f"{folder.name}.questions") / transcripts.FILE
+        asked = questions.folder_of(folder) / transcripts.FILE
         cases = {one["stay_id"]: one for one in transcripts.cases(folder / transcripts.FILE)}
         return cls(cases, transcripts.read(asked) if asked.is_file() else [])
 
@@ -97,7 +97,7 @@ def table(
         own = _those(episodes, set(run.cases))
         asked = patient_counts(np.asarray(own.subject_id), draws=draws, seed=seed)
         figures["valid"] = _share(run.of(own), _requests, lambda one: _requests(one) - _malformed(one), asked)
-        figures["tokens"] = _share(run.of(own), _decisions, _tokens, asked)
+        figures["tokens"] = _share(run.of(own), _tried, _tokens, asked)
         figures |= _answered(run, episodes, draws, seed)
         judged = some.num_stays if run.finished else 0
         rows[name] = {"patients": judged, "failed": 1 - len(run.finished) / len(run.cases)} | _columns(figures)
@@ -138,6 +138,10 @@ def _decisions(case: dict[str, Any]) -> int:
     return len(case["decisions"])
 
 
+def _tried(case: dict[str, Any]) -> int:
+    return _decisions(case) + (case["failed"] is not None)
+
+
 def _requests(case: dict[str, Any]) -> int:
     return int(case["usage"]["requests"])
 
@@ -170,6 +174,7 @@ def _answered(run: Run, episodes: Episodes, draws: int, seed: int) -> dict[str, 
     return {
         f"{about} {name}": tuple(found.loc[about, [name, f"{name}_low", f"{name}_high"]].astype(float))
         for about, name in names
+        if about in found.index
     }
 
 

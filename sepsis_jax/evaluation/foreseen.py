@@ -17,6 +17,9 @@ from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.ope.bootstrap import patient_counts, ratio_interval
 from sepsis_jax.policies.planner import PlannerSettings, recommend
 
+_FORESEEN = 0x666F7265
+"""The luck that judges is neither that of a simulation's answer nor a patient's own, whatever the seeds."""
+
 
 def gains(
     worlds: Mapping[str, Model],
@@ -46,9 +49,10 @@ def gains(
     plain = PlannerSettings(samples=samples, horizon=horizon, caution=0.0)
     counts = patient_counts(np.asarray(episodes.subject_id), draws=draws, seed=seed)
     decisions = np.asarray(episodes.length, float)
+    luck = jax.random.fold_in(jax.random.key(seed), _FORESEEN)
     out = []
     for world, model in worlds.items():
-        found = recommend(model.world, model.params, model.policy_params, histories, jax.random.key(seed), plain)
+        found = recommend(model.world, model.params, model.policy_params, histories, luck, plain)
         worth = found.over_usual(np.asarray(found.score, np.float64))
         before: np.ndarray | None = None
         for policy, probs in policies.items():

@@ -284,7 +284,15 @@ def test_living_noise_is_not_the_judging_noise():
     batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], history)
     plans = np.ones((1, 1, 1, 2), np.int8)
     judged = simulate(
-        toy_world(), toy_params(), None, batch, plans, jax.random.key(0), record=Trajectories(), samples=16, horizon=1
+        toy_world(),
+        toy_params(),
+        None,
+        batch,
+        plans,
+        jax.random.fold_in(jax.random.key(0), 3),
+        record=Trajectories(),
+        samples=16,
+        horizon=1,
     )
     assert np.abs(np.asarray(judged.steps.obs[0, 0, :, 0, MAP]) - lived).min() > 1e-3
 

@@ -146,6 +146,7 @@ def test_who_breaks_a_rule_is_charged():
 def test_what_clinicians_hardly_do_is_worth_less():
     bold, careful = (values(caution=caution, guideline=0.0, unfinished=1000.0) for caution in (0.0, 1.0))
     assert (careful <= bold + 1e-6).all()  # against the usual action, which pays least for caution
+    assert (careful < bold - 10).any()  # the rule never does it
 
 
 def test_who_decides_beside_it_changes_no_value():
@@ -155,7 +156,7 @@ def test_who_decides_beside_it_changes_no_value():
 
 def test_what_pays_is_other_luck_than_what_answers():
     plain = RLSettings(samples=16, horizon=2, caution=0, guideline=0, unfinished=1000)
-    keys = [*(rewards.luck_of(0, number) for number in (0, 0, 1)), jax.random.key(0)]
+    keys = [*(rewards.luck_of(0, number) for number in (0, 0, 1)), jax.random.fold_in(jax.random.key(0), 3)]
     first, again, next_one, told = (
         rewards.of_decisions(MODEL, EPISODES, np.array([0, 1]), np.array([1, 0]), plain, key) for key in keys
     )

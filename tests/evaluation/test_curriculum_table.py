@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from sepsis_jax.agent.simulator import Truth
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
 from sepsis_jax.dynamics.patient.cohort import simulate_cohort
 from sepsis_jax.errors import InputError
-from sepsis_jax.evaluation import contenders, curriculum
+from sepsis_jax.evaluation import agents, contenders, curriculum
 from sepsis_jax.evaluation.choosers import follow
 from sepsis_jax.evaluation.closed_loop import play, true_stage
 from sepsis_jax.policies.rules import Fixed
@@ -92,7 +94,7 @@ def test_values_are_true_and_differences_paired(found):
 def test_shares_are_those_of_what_was_said(found):
     models = found.loc[["nothing", "much"]]
     np.testing.assert_allclose(models["valid"], 2 / 3)
-    np.testing.assert_allclose(models["tokens"], 90)
+    assert models.loc["nothing", "tokens"] == 90 > models.loc["much", "tokens"] > 89  # what failed was tried, too
     np.testing.assert_allclose(models["failed"], [0, 1 / 12])
     assert (models[["adherence", "unsafe"]].to_numpy() <= 1).all()
     assert found.loc["much", "mortality AUROC"] == 1 and found.loc["much", "vasopressor AUROC"] == 0.5
@@ -109,6 +111,27 @@ def test_who_finishes_nothing_is_judged_by_what_it_said_only(folders, found):
     assert np.isnan(table.loc["lost", "value"]) and table.loc["lost", "valid"] == pytest.approx(2 / 3)
     kept = table.drop("lost")
     np.testing.assert_array_equal(kept.to_numpy(float), found.to_numpy(float))
+
+
+def test_who_could_not_answer_leaves_the_table_whole(folders, found):
+    """A base model says neither yes nor no; its row stays, without these columns."""
+    much = curriculum.Run.read(folders / "much")
+    silent = dataclasses.replace(much, answers=[one | {"failed": {"kind": "", "detail": ""}} for one in much.answers])
+    table = curriculum.table({"much": silent}, EPISODES, STAGE, CLINICIANS, **LUCK)
+    assert np.isnan(table.loc["much", "mortality AUROC"]) and table.loc["much", "value"] == found.loc["much", "value"]
+
+
+def test_answers_of_another_model_or_split_are_refused(folders, tmp_path):
+    for name in ("much", "much.questions"):
+        shutil.copytree(folders / name, tmp_path / name)
+    told = json.loads((folders / "much" / journal.RUN).read_text())
+    side = tmp_path / "much.questions" / journal.RUN
+    side.write_text(json.dumps(told))
+    agents.check_cohort(tmp_path / "much", EPISODES)
+    for changed, words in (({"served": "another"}, "the model of"), ({"stays": "others"}, "this cohort")):
+        side.write_text(json.dumps(told | changed))
+        with pytest.raises(InputError, match=words):
+            agents.check_cohort(tmp_path / "much", EPISODES)
 
 
 def test_it_is_shown_for_people(found):

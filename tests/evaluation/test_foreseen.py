@@ -31,7 +31,8 @@ def found():
 def test_gains_are_means_over_decisions(found):
     rows, steps = np.nonzero(EPISODES.valid)
     plain = PlannerSettings(samples=16, horizon=2, caution=9)  # no caution in what is expected
-    seen = recommend(MODEL.world, MODEL.params, None, history_at(EPISODES, rows, steps), jax.random.key(4), plain)
+    luck = jax.random.fold_in(jax.random.key(4), foreseen._FORESEEN)
+    seen = recommend(MODEL.world, MODEL.params, None, history_at(EPISODES, rows, steps), luck, plain)
     value = np.asarray(seen.returns.value, float)
     worth = value - np.array([row[usual] for row, usual in zip(value, seen.usual, strict=True)])[:, None]
     assert found.loc["nothing", "gain"] == pytest.approx(worth[:, 0].mean())
