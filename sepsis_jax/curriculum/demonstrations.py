@@ -7,7 +7,7 @@ or any language model whose run is at hand.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def accepted(
       refused: counts every decision under one of `REASONS`.
 
     Yields:
-      kind, answer, stay_id, messages, tools.
+      kind, answer, stay_id, changed (whether the vasopressor is another than before), messages, tools.
     """
     system = asking.system(bins)
     for case in cases:
@@ -45,7 +45,20 @@ def accepted(
             refused[reason] += 1
             if reason == "kept":
                 kind = {"kind": "decision", "answer": tools.level_pair(tuple(decision["action"]))}
-                yield kind | {"stay_id": case["stay_id"], "messages": messages, "tools": asking.tools}
+                told = {"stay_id": case["stay_id"], "changed": decision["action"][0] != decision["previous"][0]}
+                yield kind | told | {"messages": messages, "tools": asking.tools}
+
+
+def telling(examples: Sequence[dict[str, Any]], number: int, draw: np.random.Generator) -> list[dict[str, Any]]:
+    """At most `number` of them, shuffled; half of them change the vasopressor, as far as there are such.
+
+    Nine of ten decisions repeat what was given before, and a model that learns from all alike learns to repeat: it
+    never begins (de Haan et al. 2019, arXiv 1905.11979). More such moments are the remedy of Wen et al. 2021 (ICML).
+    """
+    order = draw.permutation(len(examples)).tolist()
+    changed, same = ([at for at in order if examples[at]["changed"] == is_so] for is_so in (True, False))
+    some = changed[: max(number // 2, number - len(same))]
+    return [examples[at] for at in draw.permutation(some + same[: number - len(some)])]
 
 
 def taught(folder: Path, stays: np.ndarray) -> list[dict[str, Any]]:

@@ -153,6 +153,24 @@ def test_the_teachers_decisions_are_kept(cases):
         assert "rationale" not in json.dumps(one["messages"][4]) and one["tools"] == ASKING.tools
 
 
+def test_what_changes_the_vasopressor_is_half_of_it(cases):
+    kept, _ = accepted(cases)
+    previous = {
+        (case["stay_id"], d["step"]): d["action"][0] != d["previous"][0] for case in cases for d in case["decisions"]
+    }
+    assert sum(one["changed"] for one in kept) == sum(previous.values()) > 3  # all of them were kept
+    examples = [{"at": at, "changed": at < 20} for at in range(100)]
+
+    def telling(number):
+        some = demonstrations.telling(examples, number, np.random.default_rng(1))
+        assert len({one["at"] for one in some}) == len(some) == min(number, 100)
+        return sum(one["changed"] for one in some)
+
+    assert [telling(number) for number in (10, 30, 60, 90, 100, 200)] == [5, 15, 20, 20, 20, 20]
+    few = [{"changed": at > 20} for at in range(100)]
+    assert sum(one["changed"] for one in demonstrations.telling(few, 90, np.random.default_rng(1))) == 69
+
+
 def test_a_decision_without_the_simulator_is_the_same_one(cases):
     kept, _ = accepted(cases)
     alone = LLMBackend(LLMSettings(rationale=False, simulator=False), package_prompts(), samples=16, seed=0)
