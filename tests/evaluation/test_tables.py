@@ -140,5 +140,5 @@ def test_settings_are_checked(name):
     from sepsis_jax.errors import InputError
     from sepsis_jax.evaluation.settings import EvaluationSettings
 
-    with pytest.raises(InputError, match=f"evaluation: {name}: expected a number from"):
+    with pytest.raises(InputError, match=f"evaluation: {name}: expected a whole number from"):
         EvaluationSettings(**{name: -1})
