@@ -26,7 +26,6 @@ MOST_DRAWS = 0.95
 LEAST_DRAWS = 40
 """With fewer, no draw lies beyond either end of a 95 % interval."""
 Kind = Literal["percentile", "bca"]
-_VERDICT = ("reliable", "reason")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +93,8 @@ def evaluate_policies(
         for estimator in estimators:
             one = of_policy[estimator]
             numbers = {key: getattr(one, key) for key in ("value", "se", "low", "high")}
-            diagnosis = {
-                key: getattr(one.diagnosis, key) for key in ("stays", "patients", "ess", "max_share", *_VERDICT)
-            }
+            asked = ("stays", "patients", "ess", "max_share", "reliable", "reason")
+            diagnosis = {key: getattr(one.diagnosis, key) for key in asked}
             verdict = {"reliable": False, "reason": "values alone"} if estimator == "dm" else {}
             rows.append({"policy": name, "estimator": estimator} | numbers | diagnosis | verdict)
     return pd.DataFrame(rows)

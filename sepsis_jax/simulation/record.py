@@ -91,7 +91,8 @@ class Summary:
 
     Attributes:
       mean, sd: f32[H,G] (clinical units), SD with all that is uncertain in it. sd_members: f32[H,G] of it what the
-        members' means differ by (epistemic; 0 for one member); sd^2 - sd_members^2 is the rest (aleatoric).
+        members' means differ by (epistemic; 0 for one member, NaN if each has one sample, which chance explains
+        as well); sd^2 - sd_members^2 is the rest (aleatoric).
       quantile: f32[H,G,Q].
       events: name -> f32[H] means.
       in_icu, died, discharged: f32[H] shares of all samples.

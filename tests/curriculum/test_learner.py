@@ -174,6 +174,19 @@ def test_who_gives_up_is_paid_as_a_death():
     assert rewards.of_stay(case, SOME) == -15 - charge  # one decision: no step between
 
 
+@pytest.mark.parametrize(("lactates", "paid"), [((9.0, 1.0), -15.0), ((1.0, 9.0), -17.0)])
+def test_who_gives_up_keeps_what_was_lost_and_nothing_gained(lactates, paid):
+    case = Case(EPISODES, 0, SIMULATOR, AI_CLINICIAN_BINS, "model")
+    for _ in lactates:
+        case.observe()
+        asyncio.run(case.prescribe((0, 2)))
+    assert not case.outcome.closed
+    for one, lactate in zip(case.decisions, lactates, strict=True):
+        one.obs.update(case.decisions[0].obs | {"lactate": lactate})
+    worth = rewards.of_stay(case, dataclasses.replace(SOME, guideline=0.0))
+    assert worth == pytest.approx(paid, abs=0.5) and worth <= -15
+
+
 def test_a_whole_stay_is_paid_as_published():
     settings = AgentSettings(split="all", stays=0, follow="model")
     kept = []
