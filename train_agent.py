@@ -16,6 +16,7 @@ import numpy as np
 
 from sepsis_jax import agent_run, cli, config, files
 from sepsis_jax.agent import loop, transcripts
+from sepsis_jax.agent.settings import LLMSettings
 from sepsis_jax.agent_run import Run
 from sepsis_jax.config import Config
 from sepsis_jax.curriculum import data, demonstrations, dynamics, stage
@@ -60,6 +61,8 @@ def main(argv: list[str]) -> None:
         if stage.PROCESSES > 1:
             hint = "start it with python, not accelerate"
             raise InputError("--stage data", expected="one process", found=stage.PROCESSES, hint=hint)
+        if flags.teacher is None:
+            _check_planner(settings.llm)
         run = _run(settings, flags)
         with stage.working(out, _made_from(run, flags), leaves=f"demonstrations/{data.FILE}") as finished:
             if finished:
@@ -82,6 +85,19 @@ def _run(settings: Config, flags: Flags) -> Run:
     return agent_run.prepare(settings, stays, checkpoint, allow_remote=True)  # nothing leaves: the model is here
 
 
+def _check_planner(llm: LLMSettings) -> None:
+    """InputError for dialogues that the planner cannot write."""
+    hint = "or name another --teacher"
+    if not llm.simulator:
+        hint = "a model that is to learn without it: --curriculum.alone 1"
+    for field, expected in {"simulator": True, "simulation": "distribution"}.items():
+        if getattr(llm, field) != expected:
+            wanted = f"{expected}, as the planner simulates"
+            raise InputError("llm", field=field, expected=wanted, found=getattr(llm, field), hint=hint)
+    if not llm.simulations:
+        raise InputError("llm", field="simulations", expected="1 or more, as the planner simulates", found=0, hint=hint)
+
+
 def _made_from(run: Run, flags: Flags) -> dict[str, Any]:
     """Whatever changes the examples."""
     chosen = run.config.curriculum
@@ -94,9 +110,17 @@ def _made_from(run: Run, flags: Flags) -> dict[str, Any]:
     }
 
 
+_SERVED = ("model", "temperature", "top_p", "tool_parser", "serve_options")
+"""How a language model is served, which changes nothing of what it learns."""
+
+
 def _asking(run: Run) -> Run:
     """The same with a language model as the agent, so that what it is told counts."""
-    return dataclasses.replace(run, config=_with_backend(run.config, "llm"))
+    plain = {name: getattr(LLMSettings(), name) for name in _SERVED}
+    settings = _with_backend(run.config, "llm")
+    return dataclasses.replace(
+        run, config=dataclasses.replace(settings, llm=dataclasses.replace(settings.llm, **plain))
+    )
 
 
 def _with_backend(settings: Config, backend: Literal["planner", "llm"]) -> Config:
@@ -154,11 +178,12 @@ def _cases(run: Run, flags: Flags) -> list[dict[str, Any]]:
 def _train(settings: Config, stages: Path, out: Path, flags: Flags, start: Path | None, run: Run | None) -> None:
     """One stage; what it needs is imported here, since it lives in an environment of its own."""
     try:
-        from sepsis_jax.curriculum import models, reinforcement, tuning
+        from sepsis_jax.curriculum import models, progress, reinforcement, tuning
         from sepsis_jax.curriculum.rewards import Model
     except ImportError as error:
         hint = "make llm-train, then run this script with .venv-train/bin/python"
         raise InputError("train_agent.py", expected="TRL and PyTorch", found=str(error), hint=hint) from error
+    progress.check_devices()
     chosen = settings.curriculum
     if start is None:
         start = out / "base"

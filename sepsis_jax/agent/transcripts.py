@@ -85,13 +85,14 @@ def _whole(one: dict[str, Any]) -> bool:
         counts = [usage["requests"], usage["prompt_tokens"], usage["completion_tokens"], *usage["malformed"].values()]
         return (
             all(type(count) is int for count in counts)
-            and all(isinstance(message, dict) for message in one["messages"])
+            and all(message.keys() >= {"role", "content"} for message in one["messages"])
             and bool(one["decisions"] or one["failed"])
             and all(
-                len(decision["action"]) == 2
-                and set(decision["action"]) <= set(range(LEVELS))
+                all(len(decision[pair]) == 2 for pair in ("action", "previous"))
+                and {*decision["action"], *decision["previous"]} <= set(range(LEVELS))
                 and isinstance(decision["broken"], list)
                 and all(shown.keys() >= _SHOWN for shown in decision["considered"])
+                and all(math.isfinite(shown[key]) for shown in decision["considered"] for key in ("value", "support"))
                 and 0 <= decision["message"] < number
                 for decision in one["decisions"]
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import shutil
 import time
@@ -52,6 +53,18 @@ def options(out: Path, base: BaseSettings, seed: int) -> dict[str, Any]:
         "dataloader_pin_memory": False,
         "logging_nan_inf_filter": False,  # `Guard` is to see them
     }
+
+
+def check_devices() -> None:
+    """InputError for several GPUs without a process each, and for weights in pieces, which no stage can leave whole."""
+    if stage.PROCESSES == 1 and torch.cuda.device_count() > 1:
+        hint = "accelerate launch train_agent.py ..., or CUDA_VISIBLE_DEVICES=0 for one"
+        found = f"one for {torch.cuda.device_count()}"
+        raise InputError("train_agent.py", expected="a process for each GPU", found=found, hint=hint)
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
+            hint = "low-rank additions (curriculum.base.lora_rank) and bfloat16 need less memory"
+            raise InputError("accelerate", expected="whole weights in every process", found=name, hint=hint)
 
 
 def train(trainer: Any, out: Path) -> None:
@@ -110,8 +123,7 @@ class Log(TrainerCallback):
     ) -> None:
         """Drop what was logged after the checkpoint that the run goes on from; the clock goes on."""
         self._first = state.global_step
-        lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
-        logged = [one for one in map(_line, lines) if one is not None and one["step"] <= state.global_step]
+        logged = _logged(self._path, state.global_step)
         self._before = logged[-1]["seconds"] if logged else 0.0
         self._began = time.monotonic() - self._before
         if stage.leads():
@@ -147,6 +159,12 @@ class Log(TrainerCallback):
             shutil.rmtree(path)
 
 
+def _logged(path: Path, last: int) -> list[dict[str, Any]]:
+    """Lines about the updates up to `last`."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return [one for one in map(_line, lines) if one is not None and one["step"] <= last]
+
+
 def _line(text: str) -> dict[str, Any] | None:
     """A line of the log; None for what a kill has left of one."""
     try:
@@ -160,6 +178,7 @@ class Guard(TrainerCallback):
     """Stops a run that has diverged or learns nothing, before its next checkpoint.
 
     Args:
+      out: folder of the stage, whose log tells a run that goes on what it had seen.
       most_kl: distance to where the stage started. patience: updates in a row in which all answers of every group
         were rewarded alike.
 
@@ -167,8 +186,15 @@ class Guard(TrainerCallback):
       why: empty while all is well.
     """
 
-    def __init__(self, most_kl: float = math.inf, patience: int = 0) -> None:
-        self._most_kl, self._patience, self._alike, self.why = most_kl, patience, 0, ""
+    def __init__(self, out: Path, most_kl: float = math.inf, patience: int = 0) -> None:
+        self._log, self._most_kl, self._patience, self._alike, self.why = out / stage.LOG, most_kl, patience, 0, ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count on from the checkpoint that the run goes on from."""
+        for one in _logged(self._log, state.global_step):
+            self._count(one)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -177,7 +203,7 @@ class Guard(TrainerCallback):
         if "loss" not in logs:
             return
         figures = [float(logs[name]) for name in ("loss", "grad_norm") if name in logs]
-        self._alike = self._alike + 1 if float(logs.get("frac_reward_zero_std", 0)) >= 1 else 0
+        self._count(logs)
         if not all(math.isfinite(value) for value in figures):
             self.why = f"a loss or a gradient that is no number, at update {state.global_step}"
         elif float(logs.get("kl", 0)) > self._most_kl:
@@ -188,3 +214,6 @@ class Guard(TrainerCallback):
             self.why = f"no difference in reward within any group for {self._alike} updates"
         if self.why:
             control.should_training_stop, control.should_save = True, False
+
+    def _count(self, logs: dict[str, Any]) -> None:
+        self._alike = self._alike + 1 if float(logs.get("frac_reward_zero_std") or 0) >= 1 else 0

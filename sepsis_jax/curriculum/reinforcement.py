@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from datasets import Dataset
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -163,6 +164,8 @@ class Rollouts:
         """The model with the simulator and without; whatever they are asked at once is answered in one batch."""
 
         def generate(texts: list[list[int]]) -> list[list[int]]:
+            if torch.cuda.is_available():  # a device is chosen by thread, and this is another one
+                torch.cuda.set_device(trainer.accelerator.device)
             answers, _ = trainer._generate_single_turn(texts, None, {}, 1)
             return [list(one) for one in answers]
 
@@ -224,18 +227,20 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
         hint = "make llm-train DEVICE=cuda brings it; --curriculum.rl.vllm false lets the model in training answer"
         raise InputError("curriculum.rl", field="vllm", expected="vLLM in this environment", found="none", hint=hint)
     model, tokenizer = models.load(start, base)
-    most = model.config.max_position_embeddings
+    reads = model.config.max_position_embeddings
+    most = min(reads, practice.llm.max_model_len or reads)
     if practice.llm.max_tokens >= most:
-        expected = f"answers within the {most} tokens that the model reads"
+        expected = f"answers within the {most} tokens of a dialogue"
         raise InputError("llm", field="max_tokens", expected=expected, found=practice.llm.max_tokens)
     answers = settings.decisions * settings.group
+    batch, batches = stage.shared(answers, settings.batch)
     options = GRPOConfig(
         **progress.options(out, base, practice.chosen.seed),
         max_steps=settings.updates,
         num_generations=settings.group,
         generation_batch_size=answers,
-        per_device_train_batch_size=min(settings.batch, answers),
-        gradient_accumulation_steps=max(1, answers // (min(settings.batch, answers) * stage.PROCESSES)),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=batches,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=min(10, settings.updates // 10),
@@ -248,6 +253,7 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
         reward_weights=[1.0] + [0.0] * (len(FIGURES) - 1),
         use_vllm=settings.vllm,
         vllm_mode="colocate",
+        vllm_max_model_length=most,
         vllm_importance_sampling_correction=False,  # dialogues keep no log-probabilities of a server to correct by
     )
     trainer = GRPOTrainer(
@@ -258,7 +264,7 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
         processing_class=tokenizer,
         peft_config=models.additions(base),
         rollout_func=Rollouts(practice, tokenizer, most),
-        callbacks=[progress.Log(out), progress.Guard(settings.most_kl, settings.patience)],
+        callbacks=[progress.Log(out), progress.Guard(out, settings.most_kl, settings.patience)],
     )
     progress.train(trainer, out)
     models.leave(trainer.model, tokenizer, out / stage.MODEL)

@@ -19,6 +19,9 @@ from sepsis_jax.policies.planner import PlannerSettings, recommend
 from sepsis_jax.simulation.course import World
 
 _PAID = 0x70616964
+_COIN = 2.0**-12
+"""Rewards are whole numbers of these, so that the float32 mean of equal ones is their value: else Adam would make steps
+of full size out of rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ def of_stay(case: Case, settings: RLSettings) -> float:
     """The published reward (`clinical.reward`) of a stay, less a charge for each action that breaks G1 or G2.
 
     A stay that was not played to its end, since a decision failed, is paid as a death, and what it lost so far, but
-    nothing that it gained. No stay that was is worth less than one that was given up at once.
+    nothing that it gained. No stay that was is worth less than one that was given up at once (before faults, `Paid`).
     """
     decisions = case.decisions
     died = case.outcome.death_90d if case.outcome.closed else 1.0
@@ -88,7 +91,7 @@ class Paid:
     """What one answer was paid, and for what.
 
     Attributes:
-      reward: in all.
+      reward: in all, to 1/4096.
       malformed: answers without a valid call. simulated: simulations asked for. unfinished: a failure's kind, or ''.
     """
 
@@ -103,4 +106,5 @@ class Paid:
         malformed = sum(case.usage.malformed.values())
         reward = worth - settings.fault * malformed - settings.unfinished * bool(failure)
         prescribed = max(len(case.decisions), int(action is not None))  # a single decision is not lived
-        return cls(reward, malformed, max(case.usage.requests - malformed - prescribed, 0), failure)
+        simulated = max(case.usage.requests - malformed - prescribed, 0)
+        return cls(float(np.round(reward / _COIN) * _COIN), malformed, simulated, failure)

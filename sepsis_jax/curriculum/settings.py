@@ -7,6 +7,7 @@ import math
 from typing import Literal
 
 from sepsis_jax.errors import SEEDS, InputError, check_range
+from sepsis_jax.simulation.block import MOST_SAMPLES
 
 HEADS = 128
 """Width of a pair of attention heads of the tiny model, which share what they attend to."""
@@ -116,7 +117,7 @@ class RLSettings:
         name = "curriculum.rl"
         check_range(self, name, updates=(1, 10_000_000), decisions=(1, 100_000), group=(2, 4096), batch=(1, 100_000))
         check_range(self, name, learning_rate=(0, 1), kl=(1e-9, 100), temperature=(0.01, 10))
-        check_range(self, name, samples=(2, 100_000), horizon=(1, 1000), caution=(0, 1000), most_kl=(0, math.inf))
+        check_range(self, name, samples=(2, MOST_SAMPLES), horizon=(1, 1000), caution=(0, 1000), most_kl=(0, math.inf))
         check_range(self, name, guideline=(0, 1000), fault=(0, 1000), unfinished=(0, 1000), patience=(1, 1_000_000))
         check_range(self, name, save_every=(1, 1_000_000))
         answers = self.decisions * self.group

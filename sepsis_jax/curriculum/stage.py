@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,22 @@ PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 """That work on the stage together (`accelerate launch`)."""
 
 
+_LONGEST_WAIT = timedelta(hours=12)  # for who makes or fetches the model that all of them start from
+
+
+def shared(number: int, batch: int) -> tuple[int, int]:
+    """How each process computes an update of `number` answers or dialogues: in batches of, and how many of them.
+
+    An update is the same whatever the number of processes. InputError where it cannot be shared.
+    """
+    own, rest = divmod(number, PROCESSES)
+    batch = min(batch, own)
+    if rest or not own or own % batch:
+        expected = f"updates that {PROCESSES} processes can share, in batches of {batch or 1}"
+        raise InputError("curriculum", field="batch", expected=expected, found=f"{number} dialogues an update")
+    return batch, own // batch
+
+
 def leads() -> bool:
     """Whether this process writes what all of one run have made."""
     return os.environ.get("RANK", "0") == "0"
@@ -34,7 +51,7 @@ def agreed(found: bool) -> bool:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState()
+    PartialState(timeout=_LONGEST_WAIT)
     told = [found]
     broadcast_object_list(told)
     return told[0]

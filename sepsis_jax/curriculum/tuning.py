@@ -26,7 +26,8 @@ def run(
     """Train the model at `start` and leave the result in `out`/model; a run that was stopped goes on.
 
     Raises:
-      InputError: no dialogue is short enough; the run diverges (see `progress.Guard`).
+      InputError: no dialogue is short enough; processes cannot share an update; the run diverges (see
+        `progress.Guard`).
     """
     model, tokenizer = models.load(start, base)
     rows = models.tokens(tokenizer, dialogues)
@@ -38,11 +39,12 @@ def run(
     print(f"{len(kept)} of {len(rows)} dialogues, of at most {settings.most_tokens} tokens", flush=True)
     lengths = np.array([len(row["input_ids"]) for row in kept])
     ordered = [kept[at] for at in data.order(lengths, settings.epochs, settings.batch, seed)]
+    batch, batches = stage.shared(settings.batch * settings.accumulate, settings.batch)
     options = SFTConfig(
         **progress.options(out, base, seed),
         num_train_epochs=1,  # the order holds every pass
-        per_device_train_batch_size=settings.batch,
-        gradient_accumulation_steps=settings.accumulate,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=batches,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,  # a share
@@ -56,7 +58,7 @@ def run(
         train_dataset=Dataset.from_list(ordered),
         processing_class=tokenizer,
         peft_config=models.additions(base),
-        callbacks=[progress.Log(out), progress.Guard()],
+        callbacks=[progress.Log(out), progress.Guard(out)],
     )
     progress.train(trainer, out)
     models.leave(trainer.model, tokenizer, out / stage.MODEL)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,10 @@ from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 
 from sepsis_jax import files
+from sepsis_jax.agent.case import Usage
 from sepsis_jax.agent.settings import LLMSettings
 from sepsis_jax.curriculum import models, progress, reinforcement, small_models, stage, tuning
+from sepsis_jax.curriculum.rewards import Paid
 from sepsis_jax.curriculum.settings import BaseSettings, CurriculumSettings, RLSettings, TuningSettings
 from sepsis_jax.errors import InputError
 
@@ -174,22 +178,43 @@ def guard_after(guard: progress.Guard, **logs: float) -> TrainerControl:
 
 
 def check_the_guard() -> None:
-    nan = progress.Guard()
+    nowhere = Path("nowhere")
+    nan = progress.Guard(nowhere)
     assert guard_after(nan, loss=float("nan")).should_training_stop and "no number" in nan.why
-    steep = progress.Guard()
+    steep = progress.Guard(nowhere)
     assert guard_after(steep, grad_norm=float("inf")).should_training_stop
-    far = progress.Guard(most_kl=0.5)
+    far = progress.Guard(nowhere, most_kl=0.5)
     assert not guard_after(far, kl=0.4).should_training_stop and not far.why
     control = guard_after(far, kl=0.6)
     assert control.should_training_stop and not control.should_save and "KL" in far.why
-    alike = progress.Guard(patience=3)
+    alike = progress.Guard(nowhere, patience=3)
     for at in range(3):
         stopped = guard_after(alike, frac_reward_zero_std=1.0).should_training_stop
         assert stopped == (at == 2)
     assert "no difference" in alike.why
-    moving = progress.Guard(patience=2)
+    moving = progress.Guard(nowhere, patience=2)
     for share in (1.0, 0.5, 1.0, 0.5):
         assert not guard_after(moving, frac_reward_zero_std=share).should_training_stop
+    with tempfile.TemporaryDirectory() as folder:
+        alike = {"frac_reward_zero_std": 1.0, "seconds": 1.0}
+        lines = [json.dumps({"step": step} | alike) for step in range(1, 7)]
+        (Path(folder) / stage.LOG).write_text("\n".join(lines))
+        resumed = progress.Guard(Path(folder), patience=6)
+        resumed.on_train_begin(None, TrainerState(global_step=5), TrainerControl())
+        assert guard_after(resumed, frac_reward_zero_std=1.0).should_training_stop, "five before it was stopped"
+
+
+def check_weights_in_pieces_are_refused() -> None:
+    progress.check_devices()
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    try:
+        progress.check_devices()
+    except InputError as error:
+        assert "whole weights" in str(error)
+    else:
+        raise AssertionError("FSDP was taken")
+    finally:
+        del os.environ["ACCELERATE_USE_FSDP"]
 
 
 def check_pieces_of_checkpoints_go() -> None:
@@ -270,16 +295,17 @@ ANSWERS = [[10 + number, 20, 30, 40 + number] for number in range(4)]
 
 
 def updated(rewards: list[float], own: list[int]) -> tuple[float, torch.Tensor]:
-    """One update of GRPO with these rewards in a group of `ANSWERS` and these tokens the model's own.
+    """One update of GRPO with these rewards in a group of `ANSWERS` (over and over) and these tokens the model's own.
 
     How far it moved the weights, and by how much each token f32[4,4] became likelier.
     """
-    first = reinforcement.Decision(0, 0, alone=False)
+    first, group = reinforcement.Decision(0, 0, alone=False), len(rewards)
+    answers = [ANSWERS[number % 4] for number in range(group)]
     model, tokenizer = small_models.tiny([DIALOGUE] * 3, vocabulary=400, hidden=128, layers=1)
     before, likely = torch.cat([p.detach().flatten().clone() for p in model.parameters()]), how_likely(model)
 
     def rollout(prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
-        told = {"prompt_ids": [[5, 6, 7]] * 4, "completion_ids": ANSWERS, "env_mask": [own] * 4}
+        told = {"prompt_ids": [[5, 6, 7]] * group, "completion_ids": answers, "env_mask": [own] * group}
         return told | {"logprobs": None, "reward": rewards}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -290,12 +316,13 @@ def updated(rewards: list[float], own: list[int]) -> tuple[float, torch.Tensor]:
             args=GRPOConfig(
                 **options,
                 max_steps=1,
-                num_generations=4,
-                per_device_train_batch_size=4,
+                num_generations=group,
+                per_device_train_batch_size=group,
                 learning_rate=1e-2,
+                scale_rewards="none",
                 lr_scheduler_type="constant",
             ),
-            train_dataset=Dataset.from_list([{"prompt": reinforcement._prompt(first)}] * 4),
+            train_dataset=Dataset.from_list([{"prompt": reinforcement._prompt(first)}] * group),
             processing_class=tokenizer,
             rollout_func=rollout,
         )
@@ -317,7 +344,10 @@ def check_what_moves_the_weights() -> None:
     assert ends[3, 3] > 0 > ends[0, 3]
     _, begins = updated([0.0, 1.0, 2.0, 3.0], [1, 0, 0, 0])
     assert begins[3, 0] > 0 > begins[0, 0]
-    assert updated([1.0, 1.0, 1.0, 1.0], [1, 1, 1, 1])[0] == 0  # equal rewards: no advantage
+    nobody = SimpleNamespace(usage=Usage(), decisions=[])
+    for worth in np.random.default_rng(0).normal(size=3):  # the mean of eight such in float32 need not be theirs
+        reward = Paid.of(worth, nobody, (0, 0), "", RLSettings()).reward
+        assert updated([reward] * 8, [1, 1, 1, 1])[0] == 0 and abs(reward - worth) < 1e-3, "equal: no advantage"
     assert updated([0.0, 1.0, 2.0, 3.0], [0, 0, 0, 0])[0] == 0  # what it was told carries no loss
 
 

@@ -108,6 +108,28 @@ def test_flags_that_a_stage_does_not_read_are_refused(tmp_path, name, flag):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("processes", "number", "batch", "each"), [(1, 32, 8, (8, 4)), (2, 32, 8, (8, 2)), (4, 8, 8, (2, 1))]
+)
+def test_an_update_is_the_same_whatever_the_number_of_processes(monkeypatch, processes, number, batch, each):
+    monkeypatch.setattr(stage, "PROCESSES", processes)
+    assert stage.shared(number, batch) == each and processes * each[0] * each[1] == number
+
+
+@pytest.mark.parametrize(("processes", "number", "batch"), [(3, 32, 8), (8, 4, 4), (2, 24, 8)])
+def test_an_update_that_cannot_be_shared_is_refused(monkeypatch, processes, number, batch):
+    monkeypatch.setattr(stage, "PROCESSES", processes)
+    with pytest.raises(InputError, match=f"{processes} processes can share"):
+        stage.shared(number, batch)
+
+
+@pytest.mark.parametrize("word", ["--llm.simulator=false", "--llm.simulation=sample", "--llm.simulations=0"])
+def test_dialogues_that_the_planner_cannot_write_are_refused(tmp_path, word):
+    with pytest.raises(InputError, match="as the planner simulates"):
+        train_agent.main(["--stage", "data", "--run", str(tmp_path / "run"), word])
+    assert not (tmp_path / "run").exists()
+
+
 def test_examples_are_made_by_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "PROCESSES", 2)
     with pytest.raises(InputError, match="one process"):
