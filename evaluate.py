@@ -23,6 +23,7 @@ from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.data.store import Manifest
 from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.worldmodel import sharding
+from sepsis_jax.dynamics.worldmodel.model import WorldModel
 from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import (
     case_view,
@@ -93,6 +94,9 @@ class Flags:
             raise InputError("--what policies", expected="no --compare, --case or --folds", found="one of them")
         if self.folds and (self.checkpoint or self.compare or self.case is not None):
             raise InputError("--folds", expected="no --checkpoint, --compare or --case", found="one of them")
+        if self.folds and self.what != "world-model":
+            hint = "the other tables need no folds: --what world-model"
+            raise InputError("--folds", expected="--what world-model", found=self.what, hint=hint)
 
 
 def main(argv: list[str]) -> None:
@@ -102,24 +106,18 @@ def main(argv: list[str]) -> None:
         cli.check_file(flags.json)
     if flags.case is not None:
         numbers = _case(settings, flags, flags.case)
-    else:
-        if flags.what in ("all", "cohort"):
-            numbers |= _cohort(settings, flags)
-        if flags.what in ("all", "world-model"):
-            numbers |= _world_model(settings, flags)
-        if flags.what in ("all", "safety"):
-            numbers |= _safety(settings, flags)
-        if flags.what == "policies":
-            sharding.one_device_a_core()
-            numbers |= _policies(settings, flags)
-        if flags.what == "ranking":
-            sharding.one_device_a_core()
-            numbers |= _ranking(settings)
-        if flags.what == "planner":
-            sharding.one_device_a_core()
-            numbers |= _planner(settings, flags)
-        if flags.what == "curriculum":
-            numbers |= _curriculum(settings, flags)
+        _write(flags, numbers)
+        return
+    if flags.what == "all":
+        WorldModel.from_checkpoint(flags.checkpoint or settings.checkpoint)  # its last part needs one: said at once
+    if flags.what in ("policies", "ranking", "planner"):
+        sharding.one_device_a_core()
+    for part in ALL if flags.what == "all" else (flags.what,):
+        numbers |= PARTS[part](settings, flags)
+        _write(flags, numbers)  # what follows may fail
+
+
+def _write(flags: Flags, numbers: Numbers) -> None:
     if flags.json is not None:
         cli.write_json(flags.json, numbers)
 
@@ -130,7 +128,7 @@ def _fresh(settings: Config, flags: Flags) -> bool:
 
 
 def _cohort(settings: Config, flags: Flags) -> Numbers:
-    episodes, _ = store.load(flags.episodes or settings.episodes)
+    episodes, *_ = pipeline.open_cohort(flags.episodes or settings.episodes)
     cli.console.print(cli.table(cohort.table_one(episodes), title="Table 1: median (quartiles) or n (%)"))
     if flags.what == "cohort":
         cli.console.print(cli.table(cohort.feature_table(episodes), title="Features, measured entries"))
@@ -217,7 +215,8 @@ def _planner(settings: Config, flags: Flags) -> Numbers:
     world = World(model, manifest.action_bins, PUBLISHED, Clinician(settings.clinician))
     number, seed = min(evaluation.planner_patients, tested.num_stays), evaluation.seed
     everyone = contenders.contenders(world, params, estimate, truth, settings.planner, patients=number, seed=seed)
-    depends = [manifest.source_version, evaluation.split, seed, pipeline.identity(settings, checkpoint)]
+    stays = [tested.digest(), known.digest(), dataclasses.asdict(truth.knobs)]
+    depends = [manifest.source_version, evaluation.split, seed, *stays, pipeline.identity(settings, checkpoint)]
     stage = closed_loop.true_stage(truth, tested, manifest.action_bins, PUBLISHED)
     results = contenders.play_all(everyone, tested, stage, settings.run / "planner", depends)
     planners = {name: one.planner for name, one in everyone.items() if one.planner is not None}
@@ -261,7 +260,7 @@ def _policies(settings: Config, flags: Flags) -> Numbers:
     return policy_report.flat(found)
 
 
-def _ranking(settings: Config) -> Numbers:
+def _ranking(settings: Config, flags: Flags) -> Numbers:
     if settings.cohort.source != "simulator":
         raise InputError("cohort", field="source", expected="simulator, whose truth is known", found="another")
     if not settings.evaluation.fresh_patients:
@@ -331,6 +330,18 @@ def _case(settings: Config, flags: Flags, stay_id: int) -> Numbers:
         cli.console.print(f"{label}: {text}")
     cli.console.print("Research software, not for care.")
     return seen.numbers
+
+
+ALL = ("cohort", "world-model", "safety")
+PARTS = {
+    "cohort": _cohort,
+    "world-model": _world_model,
+    "safety": _safety,
+    "planner": _planner,
+    "policies": _policies,
+    "ranking": _ranking,
+    "curriculum": _curriculum,
+}
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ def main(argv: list[str]) -> None:
         cli.console.print(f"Going on with the unfinished training in {state}")
     first = None if flags.init is None else weights_to_adapt(settings.world_model, flags.init)
     logging = flags.tensorboard and sharding.is_first()
-    with event_log(beside.with_name(f"{beside.name}.events")) if logging else nullcontext() as report:
+    events = event_log(beside.with_name(f"{beside.name}.events"), settings.world_model.members)
+    with events if logging else nullcontext() as report:
         scaler = manifest.scaler
         trained = train(settings.world_model, episodes, scaler, first=first, unfinished=state, report=report)
     if sharding.is_first():
@@ -63,7 +64,7 @@ def _print(trained: Trained, out: Path) -> None:
     best = [min(of_member, key=lambda row: row["validation_loss"]) for of_member in rows]
     epochs = ", ".join(f"{row['epoch']}" for row in best)
     loss = sum(row["validation_loss"] for row in best) / len(best)
-    cli.console.print(f"Best of {len(rows[0])} epochs: {epochs}, validation loss {loss:.4f}")
+    cli.console.print(f"Best of {max(map(len, rows))} epochs: {epochs}, validation loss {loss:.4f}")
     cli.console.print(f"World model: {out}")
 
 

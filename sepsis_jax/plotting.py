@@ -222,7 +222,7 @@ def forest(figure: Figure, rows: Any, *, truth: Any = None) -> None:
 
     Args:
       rows: DataFrame with columns policy, estimator, value, low, high, reliable.
-      truth: Series policy -> true value, drawn as a cross; None without.
+      truth: Series policy -> true value, drawn as a cross where it is known; None without.
     """
     policies, estimators = list(dict.fromkeys(rows["policy"])), list(dict.fromkeys(rows["estimator"]))
     height = {name: len(policies) - i for i, name in enumerate(policies)}
@@ -234,7 +234,7 @@ def forest(figure: Figure, rows: Any, *, truth: Any = None) -> None:
             fill = color if row.reliable else "white"
             axes.plot(row.value, height[row.policy], "o", color=color, markerfacecolor=fill, markersize=4)
         if truth is not None:
-            axes.plot([truth[name] for name in policies], list(height.values()), "x", color=CLINICIAN, markersize=5)
+            axes.plot(truth.reindex(policies), list(height.values()), "x", color=CLINICIAN, markersize=5)
         own = rows[(rows["estimator"] == estimator) & (rows["policy"] == policies[0])]["value"].iloc[0]
         axes.axvline(own, color=RECORD, linewidth=0.6, linestyle=":")
         axes.set_title(estimator, fontsize=9)

@@ -92,7 +92,7 @@ def play(chances: Chances, episodes: Episodes, stage: Stage, *, batch_size: int 
     Patient i belongs to member i mod M of the dynamics.
 
     Args:
-      episodes: ascending stay_id; nothing after the first observations is read.
+      episodes: ascending stay_id; nothing after the first decision is read.
       batch_size: patients at once; bounds the memory and changes no figure.
       title: of the progress bar.
     """
@@ -109,7 +109,8 @@ def play(chances: Chances, episodes: Episodes, stage: Stage, *, batch_size: int 
                 rows = own[first + np.minimum(np.arange(size), number - 1)]  # one shape: the last patient fills up
                 histories = _admitted(history_at(episodes, rows, np.zeros(size, int)))
                 real = np.arange(size) < number
-                played = _play(stage.world, params, chances, histories, real, stage.seed)
+                ventilated = np.asarray(episodes.ventilated)[rows, 0]
+                played = _play(stage.world, params, chances, histories, ventilated, real, stage.seed)
                 parts.append(jax.tree.map(lambda leaf: leaf[:number], played))  # noqa: B023
                 order.append(rows[:number])
                 progress.update(task, advance=number)
@@ -129,9 +130,17 @@ def _admitted(histories: History) -> History:
     return dataclasses.replace(histories, obs=first(histories.obs), mask=first(histories.mask), action=action)
 
 
-def _play(world: World, params: Any, chances: Chances, histories: History, real: np.ndarray, seed: jax.Array) -> Played:
-    """One batch; `real` bool[B] leaves out who only fills it."""
-    course = _start(world, params, histories)
+def _play(
+    world: World,
+    params: Any,
+    chances: Chances,
+    histories: History,
+    ventilated: np.ndarray,
+    real: np.ndarray,
+    seed: jax.Array,
+) -> Played:
+    """One batch, `ventilated` bool[B] at the first decision; `real` bool[B] leaves out who only fills it."""
+    course = _start(world, params, histories, ventilated)
     length = np.zeros(len(real), np.int32)
     for step in range(MAX_STEPS):
         active = real & (np.asarray(course.exit) == EXIT_TRUNCATED)
@@ -154,8 +163,8 @@ def _play(world: World, params: Any, chances: Chances, histories: History, real:
 
 
 @partial(jax.jit, static_argnums=0)
-def _start(world: World, params: Any, histories: History) -> Course:
-    return jax.vmap(lambda history: start(world, params, None, history))(histories)
+def _start(world: World, params: Any, histories: History, ventilated: Any) -> Course:
+    return jax.vmap(lambda *known: start(world, params, None, *known))(histories, ventilated)
 
 
 @partial(jax.jit, static_argnums=0)

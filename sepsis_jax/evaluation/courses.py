@@ -20,6 +20,12 @@ from sepsis_jax.dynamics.protocol import Dynamics, History, Step, step_keys, tra
 Kernel = Callable[[Any, Episodes, jax.Array], Any]
 
 _LARGEST_HAZARD = 1 - 1e-6  # a sure exit would leave no weight at all
+_JUDGING = 3_000_000
+
+
+def luck(seed: int) -> jax.Array:
+    """Key of courses that are compared with a record: a simulated record's own luck follows from its cohort's seed."""
+    return jax.random.fold_in(jax.random.key(seed), _JUDGING)
 
 
 class Decisions(NamedTuple):

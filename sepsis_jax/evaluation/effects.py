@@ -18,7 +18,7 @@ from sepsis_jax.clinical.actions import ALL_ACTIONS, NUM_ACTIONS
 from sepsis_jax.clinical.features import INDEX, URINE
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.protocol import Dynamics, Step
-from sepsis_jax.evaluation.courses import Decisions, history_of, mean_death, over_decisions, sample_courses
+from sepsis_jax.evaluation.courses import Decisions, history_of, luck, mean_death, over_decisions, sample_courses
 
 OUTCOMES = ("map", "lactate", "urine", "pf")
 """MAP (mmHg), lactate (mmol/L), log1p of urine (mL/4 h), PaO2/FiO2 (mmHg)."""
@@ -51,7 +51,7 @@ def effects(
       seed: of the random numbers.
     """
     kernel = _Effects(dynamics, samples)
-    arguments = (params, jax.random.key(seed))
+    arguments = (params, luck(seed))
     return over_decisions(kernel, arguments, episodes, decisions, batch_size=batch_size, title=title)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sepsis_jax.clinical.features import GCS, INDEX, NUM_FEATURES
-from sepsis_jax.data.episodes import Episodes
+from sepsis_jax.data.episodes import EXIT_TRUNCATED, Episodes
 from sepsis_jax.data.scaler import Scaler
 from sepsis_jax.dynamics.protocol import Dynamics
 from sepsis_jax.dynamics.worldmodel import marginals
@@ -24,6 +24,7 @@ from sepsis_jax.dynamics.worldmodel.prediction import joint_log_density, median,
 from sepsis_jax.evaluation.courses import (
     Decisions,
     history_of,
+    luck,
     over_decisions,
     over_stays,
     sample_courses,
@@ -181,7 +182,7 @@ def at_exit(unconditional: Labelled, ending: np.ndarray, episodes: Episodes) -> 
       ending: f32[B,2] probability of leaving with this step and dying (in it or later), and of leaving with it.
     """
     stay = unconditional.stay
-    ends = np.asarray(episodes.length)[stay] < episodes.num_steps
+    ends = np.asarray(episodes.exit)[stay] != EXIT_TRUNCATED
     given = np.asarray(ending, np.float64)[stay]
     return unconditional._replace(chance=np.where(ends, given[:, 0] / given[:, 1], unconditional.chance))
 
@@ -221,7 +222,7 @@ def sampled(
     continuous values (means) and for each feature (features). On values measured in the next step, and urine.
     """
     kernel = _Sampled(dynamics, samples)
-    arguments = (params, scaler, jax.random.key(seed))
+    arguments = (params, scaler, luck(seed))
     out = over_decisions(kernel, arguments, episodes, decisions, batch_size=batch_size, title="sampled one step ahead")
     measured = measured_entries(np.asarray(episodes.mask)[decisions.rows, decisions.steps + 1])
     scores = {"error": "mae_1step_sampled", "crps": "crps", "energy": "energy_score"}

@@ -15,7 +15,7 @@ from sepsis_jax.dynamics.patient import truth as patient_truth
 from sepsis_jax.dynamics.patient.dynamics import Params, PatientDynamics
 from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.protocol import step_keys, trajectory_key
-from sepsis_jax.evaluation.courses import history_of, over_stays
+from sepsis_jax.evaluation.courses import history_of, luck, over_stays
 from sepsis_jax.evaluation.one_step import at_exit
 from sepsis_jax.evaluation.scores import Labelled, Scores
 
@@ -43,7 +43,7 @@ def mortality(
     The last recorded action is followed for one step over S samples, and the frailty is integrated out over its
     distribution at birth, N(0, 1).
     """
-    arguments = (params, jax.random.key(seed))
+    arguments = (params, luck(seed))
     found = over_stays(_Mortality(dynamics, samples), arguments, episodes, batch_size=32, title="observable oracle")
     label = np.asarray(episodes.mortality_90d)
     known = np.flatnonzero(label >= 0)

@@ -18,6 +18,7 @@ from sepsis_jax.dynamics.worldmodel.prediction import with_urine
 from sepsis_jax.evaluation.courses import (
     Decisions,
     history_of,
+    luck,
     over_decisions,
     sample_courses,
     weights_of_staying,
@@ -75,7 +76,7 @@ def roll_out(
     steps. On other ends the comparison would be unfair, so `support` is the same for all models.
     """
     kernel = _RollOut(dynamics, samples)
-    arguments = (params, scaler, support, jax.random.key(seed))
+    arguments = (params, scaler, support, luck(seed))
     out: _Scored = over_decisions(kernel, arguments, episodes, decisions, batch_size=batch_size, title="roll-outs")
     rows, stays = decisions.rows, episodes.num_stays
     later = decisions.steps[:, None] + 1 + np.arange(HORIZON)

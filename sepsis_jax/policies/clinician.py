@@ -34,7 +34,7 @@ class ClinicianSettings:
 
     Attributes:
       hidden: width of the two hidden layers.
-      updates: gradient steps. batch_size: decisions in each.
+      updates: gradient steps, rounded up to twenties. batch_size: decisions in each.
       learning_rate, weight_decay: of AdamW.
       smoothing: share of the uniform distribution mixed into the probabilities, so that none is 0.
     """
@@ -128,7 +128,8 @@ def _train(
 ) -> Any:
     init_key, key = jax.random.split(key)
     graph, first = nnx.split(_network(settings.hidden, nnx.Rngs(init_key)))
-    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.updates)
+    blocks = math.ceil(settings.updates / _CHECK_EVERY)
+    schedule = optax.cosine_decay_schedule(settings.learning_rate, blocks * _CHECK_EVERY)
     optimizer = optax.adamw(schedule, weight_decay=settings.weight_decay)
 
     def loss(network: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -151,6 +152,6 @@ def _train(
         best = jax.tree.map(lambda new, old: jnp.where(held <= best_loss, new, old), network, best)
         return (network, state, best, jnp.minimum(held, best_loss)), None
 
-    keys = jax.random.split(key, (max(settings.updates // _CHECK_EVERY, 1), _CHECK_EVERY))
+    keys = jax.random.split(key, (blocks, _CHECK_EVERY))
     (_, _, best, _), _ = jax.lax.scan(block, (first, optimizer.init(first), first, jnp.inf), keys)
     return best

@@ -88,15 +88,18 @@ class Moment:
     exit: Any
 
 
-def start(world: World, params: Any, policy_params: Any, history: History) -> Course:
-    """The course at the decision about step `history.length - 1` of one patient."""
+def start(world: World, params: Any, policy_params: Any, history: History, ventilated: Any = False) -> Course:
+    """The course at the decision about step `history.length - 1` of one patient.
+
+    `ventilated` bool[] at that decision is not part of a history; without it the first step's reward is exact up to
+    what it changes in SOFA, which is the same for all that is compared there.
+    """
     last = history.length - 1
     window = last - jnp.arange(sofa.STEPS_PER_DAY - 1, -1, -1)
     urine = jnp.where(window >= 0, history.obs[jnp.maximum(window, 0), URINE], jnp.nan)
     obs, mask = history.obs[last], history.mask[last]
     action = previous_action(history)
-    # Ventilation at the decision is not part of a history; the first step's reward is exact up to that.
-    score = _sofa(world, obs, jnp.asarray(False), action, urine)
+    score = _sofa(world, obs, jnp.asarray(ventilated), action, urine)
     memory = None if world.policy is None else world.policy.init(policy_params, history)
     state = world.dynamics.encode(params, history)
     none = jnp.int8(EXIT_TRUNCATED)

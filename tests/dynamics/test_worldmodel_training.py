@@ -67,6 +67,20 @@ def test_the_best_epoch_of_each_member_is_kept(trained, cohort):
         assert losses["loss"][member] == pytest.approx(best, rel=1e-5)
 
 
+def test_a_member_without_patience_stops_for_good(cohort):
+    """Its rows end there, so that the least loss on record is that of the weights that are kept."""
+    impatient = dataclasses.replace(SETTINGS, patience=1, epochs=40, learning_rate=0.05)
+    trained = train(impatient, cohort, fit_scaler(cohort), devices=ONE_DEVICE)
+    rows = [of_member(trained.metrics, member) for member in range(2)]
+    assert len({len(some) for some in rows}) == 2 and max(map(len, rows)) < 40, "they stop apart, and early"
+    stays = steps.stays_of(cohort, "validation", sharding.mesh(ONE_DEVICE))
+    losses = steps.validate(impatient, sharding.mesh(ONE_DEVICE), trained.params, trained.params.network, stays)
+    for member, some in enumerate(rows):
+        held = [row["validation_loss"] for row in some]
+        assert np.argmin(held) == len(held) - 2, "the first epoch that was worse is the last"
+        assert losses["loss"][member] == pytest.approx(min(held), rel=1e-5)
+
+
 def test_a_broken_run_ends_as_an_unbroken_one(trained, cohort, tmp_path):
     def stop(rows):
         if rows[0]["epoch"] == 3:
@@ -154,13 +168,13 @@ def test_impossible_settings_are_named(field, value):
 def test_event_files_need_tensorboardx(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     expected = "--tensorboard: expected tensorboardX, found no such package; pip install"
-    with pytest.raises(InputError, match=expected), event_log(tmp_path):
+    with pytest.raises(InputError, match=expected), event_log(tmp_path, 1):
         pass
 
 
 def test_event_files_hold_every_term(tmp_path):
     pytest.importorskip("tensorboardX")
-    with event_log(tmp_path / "events") as report:
+    with event_log(tmp_path / "events", 1) as report:
         report([{"epoch": 3, "member": 0, "train_loss": 1.5, "validation_loss": 2.5}])
     (file,) = (tmp_path / "events").iterdir()
     assert b"loss/validation" in file.read_bytes() and b"loss/train" in file.read_bytes()

@@ -132,6 +132,8 @@ def evaluate(*words):
         (("--json", "."), "expected a file, found a folder"),
         (("--json", "/dev/null/x.json"), "/dev/null/x.json: expected a place that can be written"),
         (("--folds", "5", "--checkpoint", "x"), "--folds: expected no --checkpoint"),
+        (("--folds", "5"), "--folds: expected --what world-model, found all"),
+        (("--checkpoint", "nowhere"), "nowhere/worldmodel.json: "),
         (("--evaluation.samples", "1"), "samples: expected a whole number from 2"),
         (("--evaluation.rollouts", "0"), "rollouts: expected a whole number from 1"),
         (("--what", "world-model", "--episodes", "nowhere"), "nowhere/manifest.json: expected an Episodes store"),

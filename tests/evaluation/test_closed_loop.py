@@ -21,6 +21,7 @@ from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation import choosers, closed_loop
 from sepsis_jax.evaluation.closed_loop import true_stage
 from sepsis_jax.evaluation.oracle import oracle
+from sepsis_jax.ope.logged import recorded_sofa
 from sepsis_jax.policies.planner import PlannerSettings
 from sepsis_jax.policies.rules import Fixed, Guideline
 from sepsis_jax.simulation.course import World
@@ -47,6 +48,13 @@ def test_the_clinicians_play_their_own_record_again():
     np.testing.assert_allclose(played.history.obs, EPISODES.obs, rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(played.exit, EPISODES.exit)
     np.testing.assert_allclose(played.death_90d, TRUTH.death_90d, rtol=1e-4)
+    begun = (np.diff(EPISODES.ventilated.astype(int)) > 0).any(
+        axis=1
+    )  # in a course only the probability of that counts
+    assert EPISODES.ventilated[~begun, 0].any()
+    lactate = EPISODES.obs[..., INDEX["lactate"]]
+    paid = PUBLISHED.episode(recorded_sofa(EPISODES, PUBLISHED), lactate, EPISODES.length, played.death_90d)
+    np.testing.assert_allclose(played.value[~begun], paid.sum(-1)[~begun], atol=2e-3)
 
 
 def test_closed_loop_equals_a_plain_loop(guideline):

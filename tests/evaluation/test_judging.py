@@ -204,6 +204,16 @@ def test_errors_are_estimate_minus_truth(tmp_path, monkeypatch):
     assert table.loc["flat", "true, %"].startswith("15.00") and table.loc["flat", "saved, true"].startswith("15.00")
 
 
+def test_who_was_not_played_has_estimates_alone(tmp_path, monkeypatch):
+    """As a language model that was asked and never treated."""
+    truth = {CLINICIANS: result(np.full(TESTED.num_stays, 0.3), np.arange(TESTED.num_stays))}
+    monkeypatch.setattr(Inquiry, "played", lambda *_: truth)
+    monkeypatch.setattr(policies, "true_clinicians", lambda *_: None)
+    found = policies.tabulate(inquiry(tmp_path / "run"), truth=(None, None))
+    assert all(path.stat().st_size for path in policy_report.write(found, tmp_path / "out", ""))
+    assert found.values[found.values["policy"] == "flat"]["error"].isna().all()
+
+
 def test_the_roster_holds_every_name():
     settings = OfflineSettings(hidden=8, updates=4, batch_size=16, seeds=2, reports=2)
     notes = []

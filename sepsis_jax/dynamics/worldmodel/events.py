@@ -11,11 +11,11 @@ from sepsis_jax.errors import InputError
 
 
 @contextmanager
-def event_log(folder: Path) -> Iterator[Callable[[Rows], None]]:
+def event_log(folder: Path, members: int) -> Iterator[Callable[[Rows], None]]:
     """Yield a `report` for `training.train` that writes the scalars `<term>/<split>[/<member>]` by epoch.
 
     Args:
-      folder: of the event files; `tensorboard --logdir` takes it or any folder around it.
+      folder: of the event files; `tensorboard --logdir` takes it or any folder around it. members: of the ensemble.
 
     Raises:
       InputError: tensorboardX is not installed, or the folder cannot be written.
@@ -35,7 +35,7 @@ def event_log(folder: Path) -> Iterator[Callable[[Rows], None]]:
             for name, value in row.items():
                 split, _, term = name.partition("_")
                 if term:
-                    tag = f"{term}/{split}" if len(rows) == 1 else f"{term}/{split}/{row['member']}"
+                    tag = f"{term}/{split}" if members == 1 else f"{term}/{split}/{row['member']}"
                     writer.add_scalar(tag, value, int(row["epoch"]))
         writer.flush()
 

@@ -31,7 +31,7 @@ class Trained(NamedTuple):
 
     Attributes:
       model, params: the best epoch of every member.
-      metrics: a row for each epoch and member: epoch, member, train_<term>, validation_<term>.
+      metrics: a row for each epoch and member that had not stopped: epoch, member, train_<term>, validation_<term>.
     """
 
     model: WorldModel
@@ -62,13 +62,17 @@ def train(
       devices: to train on; None takes all, of all processes.
 
     Raises:
-      InputError: a split is empty, the loss is not finite, or `unfinished` is another training or cannot be written.
+      InputError: a split is empty, hosts hold other stays, the loss is not finite, or `unfinished` is another training
+        or cannot be written.
     """
     mesh = sharding.mesh(devices)
     train_stays, validation_stays = (steps.stays_of(episodes, split, mesh) for split in ("train", "validation"))
     params = _first_params(settings, episodes, scaler) if first is None else first
     state = steps.start(settings, params, train_stays.batches(settings.batch_size))
     params, state = jax.tree.map(np.asarray, (params, state))
+    if not sharding.same_everywhere(digest(episodes)):
+        hint = "copy one store to all hosts"
+        raise InputError("training", expected="the same stays on every host", found="others on some", hint=hint)
     identity = dataclasses.asdict(settings) | {"stays": digest(episodes), "first weights": digest(params)}
     with _opened(unfinished, identity) as folder:
         state, rows = _go_on(folder, state, mesh)
@@ -77,18 +81,18 @@ def train(
             task = progress.add_task("world model", total=settings.epochs)
             while int(state.epoch) < settings.epochs and steps.training(settings, state).any():
                 progress.update(task, completed=int(state.epoch))
-                on_devices = sharding.replicate(state, mesh)
+                on_devices, going = sharding.replicate(state, mesh), np.asarray(steps.training(settings, state))
                 state, losses = sharding.to_host(
                     steps.run_epoch(settings, mesh, params, on_devices, train_stays, validation_stays)
                 )
-                new = _rows(settings, int(state.epoch), losses)
+                new = _rows(np.flatnonzero(going), int(state.epoch), losses)
                 _check_finite(new)
                 rows += new
                 if folder is not None:
                     folder.save(int(state.epoch), state, rows)
                 if report is not None and sharding.is_first():
                     report(new)
-                loss = float(losses["validation_loss"].mean())
+                loss = float(np.mean([row["validation_loss"] for row in new]))
                 progress.update(task, description=f"world model, validation loss {loss:.3f}")
     best = dataclasses.replace(sharding.to_host(params), network=state.best)
     best = calibrate(settings.model, jax.tree.map(jnp.asarray, best), episodes, jax.random.key(settings.seed))
@@ -111,10 +115,10 @@ def _go_on(folder: Unfinished | None, state: steps.TrainState, mesh: Mesh) -> tu
     return sharding.from_first(state), rows
 
 
-def _rows(settings: TrainSettings, epoch: int, losses: dict[str, np.ndarray]) -> Rows:
+def _rows(members: np.ndarray, epoch: int, losses: dict[str, np.ndarray]) -> Rows:
     return [
         {"epoch": epoch, "member": member} | {name: float(value[member]) for name, value in sorted(losses.items())}
-        for member in range(settings.members)
+        for member in members.tolist()
     ]
 
 
