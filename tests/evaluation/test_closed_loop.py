@@ -50,7 +50,7 @@ def test_the_clinicians_play_their_own_record_again():
     np.testing.assert_allclose(played.death_90d, TRUTH.death_90d, rtol=1e-4)
     begun = (np.diff(EPISODES.ventilated.astype(int)) > 0).any(
         axis=1
-    )  # in a course only the probability of that counts
+    )  # in a course its probability counts
     assert EPISODES.ventilated[~begun, 0].any()
     lactate = EPISODES.obs[..., INDEX["lactate"]]
     paid = PUBLISHED.episode(recorded_sofa(EPISODES, PUBLISHED), lactate, EPISODES.length, played.death_90d)
