@@ -54,7 +54,8 @@ class Flags:
 
     Attributes:
       what: which tables; `all` leaves out `policies`, `ranking`, `planner` and `curriculum`.
-      episodes: Episodes store, or a folder of released files; default RUN/episodes.
+      episodes: Episodes store; for the cohort, the world model and --case also a folder of released files; default
+        RUN/episodes.
       checkpoint: world model; default RUN/world_model, with fresh patients the packaged one.
       compare: another world model on the same stays, with paired differences; with fresh patients the packaged
         published one.

@@ -41,8 +41,12 @@ RELEASED_FILES = ("episodes.pkl", "scaler_params_log.json", "episode_feature_con
 def prepare(config: Config, source: Path | None, out: Path) -> tuple[Episodes, Manifest]:
     """Make the Episodes store `out` from the config's kind of source (a folder, except for the simulator)."""
     files.check_replaceable(out, store.MANIFEST, store.KIND)
+    files.check_writable(out)
     kind = config.cohort.source
     if kind == "simulator":
+        if source is not None:
+            hint = "set cohort.source to what the folder holds: mimic, events or released"
+            raise InputError("--source", expected="none, as cohort.source is 'simulator'", found=source, hint=hint)
         return _prepare_simulated(config, out)
     if source is None or not source.is_dir():
         hint = f"cohort.source is '{kind}': name its folder with --source"

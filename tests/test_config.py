@@ -115,6 +115,7 @@ def test_write_json_makes_numbers_finite_and_leaves_nothing_half_written(tmp_pat
     [
         ("prepare_data.py", ("--config", "configs/mimic_iv.yaml", "--source", "nowhere"), "nowhere: expected a folder"),
         ("prepare_data.py", ("--config", "configs/mimic_iv.yaml"), "name its folder with --source"),
+        ("prepare_data.py", ("--source", "."), "--source: expected none, as cohort.source is 'simulator'"),
         ("train_wm.py", ("--episodes", "nowhere"), "nowhere/manifest.json: expected an Episodes store"),
         ("evaluate.py", ("--what", "cohort", "--episodes", "nowhere"), "nowhere/manifest.json: expected an Episodes"),
         ("agent_loop.py", ("--agent.follow", "me"), "agent.follow: expected"),

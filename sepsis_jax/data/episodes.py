@@ -2,7 +2,8 @@
 
 Time: for anchor tau, `obs[t]` summarises [tau + 4t, tau + 4t + 4) h, `action[t]` is what was given in
 [tau + 4t + 4, tau + 4t + 8) and `prior_action` what was given in [tau, tau + 4). The decision for `action[t]`
-falls at tau + 4t + 4 h: nothing charted after a decision is in its state.
+falls at tau + 4t + 4 h: nothing charted after a decision is in its state (laboratory values
+are charted when they are drawn).
 """
 
 from __future__ import annotations

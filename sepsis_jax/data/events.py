@@ -168,7 +168,7 @@ def _needed(column: Column, needed: Mapping[str, str]) -> Column:
 def _create_views(con: duckdb.DuckDBPyConnection, table: str, path: Path, columns: tuple[Column, ...]) -> None:
     """`<table>_raw` holds each column beside its typed reading (NULL where it has none); `<table>` the latter only."""
     name = str(path).replace("'", "''")
-    options = "all_varchar = true, header = true, delim = ',', quote = '\"', escape = '\"'"
+    options = "all_varchar = true, header = true, delim = ',', quote = '\"', escape = '\"', comment = '', skip = 0"
     source = f"read_parquet('{name}')" if path.suffix == ".parquet" else f"read_csv('{name}', {options})"
     types = {row[0]: row[1] for row in con.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
     raw, typed = [], []

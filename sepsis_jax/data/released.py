@@ -36,6 +36,7 @@ MAX_PICKLE_BYTES = 1 << 30  # the released test set has some ten megabytes
 MAX_JSON_BYTES = 1 << 20
 WEIGHT_KG = 80.0
 _LARGEST = 1e30  # of numbers that still may be multiplied in float32
+_FARTHEST = 50.0  # SDs from the mean: beyond it an observation is no measurement, and urine no number
 
 _STEP_FIELDS: dict[str, tuple[int, ...]] = {
     "obs": (NUM_FEATURES,),
@@ -186,6 +187,9 @@ def _array(file: Path | str, field: str, stay: dict[str, Any], name: str, shape:
         raise InputError(file, field=field, expected=expected, found=f"shape {list(value.shape)}")
     if not (np.abs(value) < _LARGEST).all():
         raise InputError(file, field=field, expected="finite numbers", found="NaN, infinity or more than float32 holds")
+    if name == "obs" and (np.abs(value) > _FARTHEST).any():
+        expected, found = f"z-scores within {_FARTHEST:g}", f"{value.flat[np.abs(value).argmax()]:g}"
+        raise InputError(file, field=field, expected=expected, found=found, hint="are these clinical units?")
     return value
 
 

@@ -14,7 +14,8 @@ from flax import struct
 
 from sepsis_jax.clinical.features import NUM_FEATURES, PUBLISHED_MEAN, PUBLISHED_SD, URINE
 
-_MIN_SD = 1e-3  # a constant feature in a small cohort must not blow up its z-score
+_LEAST = 0.1  # of the published SD: what hardly varies in a small train split must not be far out in another patient
+_STATIC_SD = np.array([15.0, 1.0, 3.0])  # of adults in the ICU: age (years), gender, Charlson index
 
 
 @struct.dataclass
@@ -49,7 +50,8 @@ class Scaler:
         static_mean = np.array(static, np.float64).mean(axis=0, keepdims=True)[0]
         static_sd = np.array(static, np.float64).std(axis=0, keepdims=True)[0]
         static_mean[1], static_sd[1] = 0.0, 1.0
-        arrays = (mean, np.maximum(sd, _MIN_SD), static_mean, np.maximum(static_sd, _MIN_SD))
+        sd, static_sd = np.maximum(sd, _LEAST * PUBLISHED_SD), np.maximum(static_sd, _LEAST * _STATIC_SD)
+        arrays = (mean, sd, static_mean, static_sd)
         return cls(*(array.astype(np.float32) for array in arrays))
 
     @property

@@ -120,6 +120,7 @@ def test_a_missing_key_is_named(tmp_path: Path, stays: list[dict[str, Any]], key
         ("obs", np.zeros((9, 38)), r"shape \[9, 39\], found shape \[9, 38\]"),
         ("obs", np.zeros((0, 39)), r"shape \[1, 39\], found shape \[0, 39\]"),
         ("obs", np.full((9, 39), np.nan), "finite numbers"),
+        ("obs", np.full((9, 39), -60.0), "z-scores within 50, found -60"),
         ("obs", [[1.0], [1.0, 2.0]], "numbers of shape"),
         ("obs", "words", "numbers of shape"),
         ("obs", None, "numbers of shape"),

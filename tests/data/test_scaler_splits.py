@@ -34,6 +34,15 @@ def test_a_feature_never_measured_gets_the_anchor():
     np.testing.assert_array_equal(scaler.sd, PUBLISHED_SD)
 
 
+def test_what_hardly_varies_in_few_patients_is_not_far_out_in_another():
+    alike = make_episodes(3, 5, seed=1)
+    obs, static = np.broadcast_to(alike.obs[:1, :1], alike.obs.shape), np.broadcast_to(alike.static[:1], (3, 3))
+    scaler = Scaler.fit(obs, np.ones(obs.shape, bool), static)
+    assert np.abs(scaler.normalize(obs + PUBLISHED_SD)[..., :-1]).max() < 11, "a published SD off"
+    older = static + np.array([30, 0, 6])
+    assert np.abs((older - scaler.static_mean) / scaler.static_sd).max() < 21
+
+
 def test_normalize_round_trips_and_is_standard():
     scaler = fit_scaler(EPISODES)
     z = scaler.normalize(EPISODES.obs)

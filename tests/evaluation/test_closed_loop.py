@@ -48,9 +48,7 @@ def test_the_clinicians_play_their_own_record_again():
     np.testing.assert_allclose(played.history.obs, EPISODES.obs, rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(played.exit, EPISODES.exit)
     np.testing.assert_allclose(played.death_90d, TRUTH.death_90d, rtol=1e-4)
-    begun = (np.diff(EPISODES.ventilated.astype(int)) > 0).any(
-        axis=1
-    )  # in a course its probability counts
+    begun = (np.diff(EPISODES.ventilated.astype(int)) > 0).any(axis=1)  # in a course its probability counts
     assert EPISODES.ventilated[~begun, 0].any()
     lactate = EPISODES.obs[..., INDEX["lactate"]]
     paid = PUBLISHED.episode(recorded_sofa(EPISODES, PUBLISHED), lactate, EPISODES.length, played.death_90d)

@@ -1,5 +1,6 @@
 -- Charlson index (Charlson 1987; codes of Quan et al. 2005, Med Care 43:1130) of the admission's diagnoses: of each
--- group of conditions the most severe counts. With the age score, as in MIT-LCP/mimic-code.
+-- group of conditions the most severe counts. With the age score of Charlson et al. 1994 (J Clin Epidemiol 47:1245): a
+-- point for each decade from 50 on, while MIT-LCP/mimic-code begins it a year later (51, 61, ...).
 WITH found AS (
     SELECT s.stay_id, c.condition, max(c.points) AS points
     FROM diagnoses_icd AS d
