@@ -69,6 +69,7 @@ BAD: dict[str, tuple[Change, str, str, str]] = {  # name: (change, file, field, 
         "weight_kg",
         "a finite number or nothing, found '80kg'",
     ),
+    "comment mark": (set_first("measurements", "stay_id", "#1"), "measurements", "stay_id", "an integer"),
     "value text": (
         set_first("measurements", "value", "<0.1"),
         "measurements",
