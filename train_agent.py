@@ -154,7 +154,7 @@ def _data(run: Run, out: Path, flags: Flags) -> None:
     refused: Counter[str] = Counter()
     kept = list(demonstrations.accepted(_cases(run, flags), asking, run.bins, refused))
     draw = np.random.default_rng(chosen.seed)
-    some = demonstrations.telling(kept, chosen.demonstrations.examples, draw)
+    some = demonstrations.lessons(kept, chosen.demonstrations.examples, draw)
     unaided = run.asking(dataclasses.replace(run.config.llm, simulator=False))
     for at in np.flatnonzero(draw.random(len(some)) < chosen.alone):
         some[at] = demonstrations.alone(some[at], unaided, run.bins)

@@ -92,7 +92,7 @@ def order(lengths: np.ndarray, epochs: int, batch: int, seed: int) -> np.ndarray
 
     Every pass holds each dialogue once, at random but for neighbours in a batch, which are about equally long.
     """
-    draw, passes, rest, size = np.random.default_rng(seed), [], [], batch * _SORTED
+    draw, passes, rest, size = np.random.default_rng(seed), [np.zeros(0, int)], [], batch * _SORTED
     for _ in range(epochs):
         some = draw.permutation(lengths.size)
         parts = [some[first : first + size] for first in range(0, lengths.size, size)]

@@ -49,16 +49,22 @@ def accepted(
                 yield kind | told | {"messages": messages, "tools": asking.tools}
 
 
-def telling(examples: Sequence[dict[str, Any]], number: int, draw: np.random.Generator) -> list[dict[str, Any]]:
-    """At most `number` of them, shuffled; half of them change the vasopressor, as far as there are such.
+def lessons(examples: Sequence[dict[str, Any]], number: int, draw: np.random.Generator) -> list[dict[str, Any]]:
+    """At most `number` of them, shuffled: two thirds as they come, and for later a third half of which is `changed`.
 
     Nine of ten decisions repeat what was given before, and a model that learns from all alike learns to repeat: it
-    never begins (de Haan et al. 2019, arXiv 1905.11979). More such moments are the remedy of Wen et al. 2021 (ICML).
+    never begins (de Haan et al. 2019, arXiv 1905.11979). More such moments are the remedy of Wen et al. 2021 (ICML);
+    from them alone it would learn to change too much and, with less to read, less of everything.
+
+    Returns:
+      Those for later are `later`; as far as there are too few, they have come before.
     """
     order = draw.permutation(len(examples)).tolist()
-    changed, same = ([at for at in order if examples[at]["changed"] == is_so] for is_so in (True, False))
-    some = changed[: max(number // 2, number - len(same))]
-    return [examples[at] for at in draw.permutation(some + same[: number - len(some)])]
+    changed, same = ([at for at in reversed(order) if examples[at]["changed"] == is_so] for is_so in (True, False))
+    half = min(number // 6, len(changed), len(same))
+    later = draw.permutation(changed[:half] + same[:half])
+    plain = order[: number - later.size]
+    return [examples[at] | {"later": False} for at in plain] + [examples[at] | {"later": True} for at in later]
 
 
 def taught(folder: Path, stays: np.ndarray) -> list[dict[str, Any]]:

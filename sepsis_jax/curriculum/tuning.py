@@ -31,14 +31,18 @@ def run(
     """
     model, tokenizer = models.load(start, base)
     rows = models.tokens(tokenizer, dialogues)
-    kept = [row for row in rows if len(row["input_ids"]) <= settings.most_tokens]
-    if not kept:
-        shortest = min(len(row["input_ids"]) for row in rows)
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    kept = np.flatnonzero(lengths <= settings.most_tokens)
+    if not kept.size:
         expected = f"dialogues of at most {settings.most_tokens} tokens"
-        raise InputError("curriculum", field="most_tokens", expected=expected, found=f"{shortest} and more")
-    print(f"{len(kept)} of {len(rows)} dialogues, of at most {settings.most_tokens} tokens", flush=True)
-    lengths = np.array([len(row["input_ids"]) for row in kept])
-    ordered = [kept[at] for at in data.order(lengths, settings.epochs, settings.batch, seed)]
+        raise InputError("curriculum", field="most_tokens", expected=expected, found=f"{lengths.min()} and more")
+    print(f"{kept.size} of {len(rows)} dialogues, of at most {settings.most_tokens} tokens", flush=True)
+    later = np.array([one.get("later", False) for one in dialogues])[kept]
+    ordered = [
+        rows[at]
+        for part in (kept[~later], kept[later])
+        for at in part[data.order(lengths[part], settings.epochs, settings.batch, seed)]
+    ]
     batch, batches = stage.shared(settings.batch * settings.accumulate, settings.batch)
     options = SFTConfig(
         **progress.options(out, base, seed),

@@ -160,15 +160,23 @@ def test_what_changes_the_vasopressor_is_half_of_it(cases):
     }
     assert sum(one["changed"] for one in kept) == sum(previous.values()) > 3  # all of them were kept
     examples = [{"at": at, "changed": at < 20} for at in range(100)]
+    for number, half in ((6, 1), (60, 10), (100, 16), (120, 20), (10_000, 20)):
+        plain, later = lessons(examples, number)
+        assert len(later) == 2 * sum(one["changed"] for one in later) == 2 * half
+        assert len(plain) == min(number - 2 * half, 100) == len({one["at"] for one in plain})
+        assert len({one["at"] for one in later}) == 2 * half
+    plain, later = lessons(examples, 60)
+    assert len({one["at"] for one in plain} & {one["at"] for one in later}) <= 12  # as few as there can be
+    assert abs(np.mean([one["changed"] for seed in range(50) for one in lessons(examples, 60, seed)[0]]) - 0.2) < 0.03
+    assert [len(part) for part in lessons([{"changed": True}] * 9, 60)] == [9, 0]
 
-    def telling(number):
-        some = demonstrations.telling(examples, number, np.random.default_rng(1))
-        assert len({one["at"] for one in some}) == len(some) == min(number, 100)
-        return sum(one["changed"] for one in some)
 
-    assert [telling(number) for number in (10, 30, 60, 90, 100, 200)] == [5, 15, 20, 20, 20, 20]
-    few = [{"changed": at > 20} for at in range(100)]
-    assert sum(one["changed"] for one in demonstrations.telling(few, 90, np.random.default_rng(1))) == 69
+def lessons(examples, number, seed=1):
+    """As they come, and for later."""
+    some = demonstrations.lessons(examples, number, np.random.default_rng(seed))
+    plain = [one for one in some if not one["later"]]
+    assert len(some) <= number and some[: len(plain)] == plain
+    return plain, some[len(plain) :]
 
 
 def test_a_decision_without_the_simulator_is_the_same_one(cases):
@@ -286,7 +294,7 @@ def test_no_examples_are_not_written(tmp_path):
     assert list((tmp_path / "some").iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "epochs", "batch"), [(7, 1, 2), (403, 2, 4), (5, 1, 8), (100, 3, 1)])
+@pytest.mark.parametrize(("number", "epochs", "batch"), [(0, 2, 4), (7, 1, 2), (403, 2, 4), (5, 1, 8), (100, 3, 1)])
 def test_every_pass_holds_each_dialogue_once(number, epochs, batch):
     lengths = np.random.default_rng(0).integers(10, 900, number)
     found = data.order(lengths, epochs, batch, seed=3)
