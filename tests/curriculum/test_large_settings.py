@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from training_here import finish, install_training, logged, start
+from training_here import TRAINING, finish, install_training, logged, start
 
 from sepsis_jax.checkpoints import CARRY, TINY_AGENT
 
@@ -43,3 +43,17 @@ def test_large_settings_start_with_a_small_model(run, large):
         finish(start("train_agent.py", f"--stage={stage}", *words, *more, f"--out={out}"))
         assert (out / "model" / "model.safetensors").is_file() and not list((out / "model").glob("adapter*"))
         assert all(np.isfinite(line["loss"]) for line in logged(out))
+
+
+def test_two_processes_share_a_stage(run):
+    """Updates of one size whatever their number, one log, and a model of both; on CPUs as on several GPUs."""
+    common = ("--config=configs/curriculum_tiny.yaml", *COMMON, f"--run={run}", f"--start={TINY_AGENT}")
+    launch = ("--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
+    few = ("--curriculum.rl.updates=2", "--curriculum.rl.decisions=2", "--curriculum.rl.group=4")
+    for stage, more, updates in (("demonstrations", (), 3), ("rl", few, 2)):
+        words = (f"--stage={stage}", *common, *more, f"--out={run / stage}")
+        finish(start("launch", *launch, "train_agent.py", *words, python=str(TRAINING / "bin" / "accelerate")))
+        lines = logged(run / stage)
+        assert [line["step"] for line in lines] == list(range(1, updates + 1))
+        assert all(np.isfinite(line["loss"]) for line in lines)
+        finish(start("train_agent.py", *words))  # one process finds it finished
