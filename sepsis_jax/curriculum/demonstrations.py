@@ -57,7 +57,7 @@ def lessons(examples: Sequence[dict[str, Any]], number: int, draw: np.random.Gen
     from them alone it would learn to change too much and, with less to read, less of everything.
 
     Returns:
-      Those for later are `later`; as far as there are too few, they have come before.
+      Each with `later`: whether it is of the last third, which repeats earlier ones only as far as there are too few.
     """
     order = draw.permutation(len(examples)).tolist()
     changed, same = ([at for at in reversed(order) if examples[at]["changed"] == is_so] for is_so in (True, False))

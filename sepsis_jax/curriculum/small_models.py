@@ -81,11 +81,11 @@ def ready(dialogue: dict[str, Any]) -> dict[str, Any]:
 def keep(model: Any, tokenizer: Any, out: Path) -> None:
     """Both as a Hugging Face folder, written aside and renamed; an earlier model at `out` is replaced."""
     aside, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
-    for left in (aside, old):  # by a kill
-        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     if (out / "config.json").exists():
+        shutil.rmtree(old, ignore_errors=True)  # left by a kill
         out.rename(old)
     aside.rename(out)
     shutil.rmtree(old, ignore_errors=True)

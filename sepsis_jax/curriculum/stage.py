@@ -21,8 +21,6 @@ BEGUN, DONE, LOCK = "begun.json", "done.json", ".lock"
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 """That work on the stage together (`accelerate launch`)."""
-
-
 _LONGEST_WAIT = timedelta(hours=12)  # for who makes or fetches the model that all of them start from
 
 

@@ -150,6 +150,10 @@ def _stay(file: Path | str, index: int, stay: Any) -> dict[str, np.ndarray]:
     checked = {
         name: _array(file, f"{at}, {name}", stay, name, (max(steps, 1), *inner)) for name, inner in _STEP_FIELDS.items()
     }
+    farthest = checked["obs"].flat[np.abs(checked["obs"]).argmax()]
+    if abs(farthest) > _FARTHEST:
+        expected, hint = f"z-scores within {_FARTHEST:g}", "are these clinical units?"
+        raise InputError(file, field=f"{at}, obs", expected=expected, found=f"{farthest:g}", hint=hint)
     checked["static"] = _array(file, f"{at}, static", stay, "static", (3,))
     checked["stay_id"] = _array(file, f"{at}, stay_id", stay, "stay_id", ())
     checked["mortality_90d"] = _array(file, f"{at}, mortality_90d", stay, "mortality_90d", ())
@@ -187,9 +191,6 @@ def _array(file: Path | str, field: str, stay: dict[str, Any], name: str, shape:
         raise InputError(file, field=field, expected=expected, found=f"shape {list(value.shape)}")
     if not (np.abs(value) < _LARGEST).all():
         raise InputError(file, field=field, expected="finite numbers", found="NaN, infinity or more than float32 holds")
-    if name == "obs" and (np.abs(value) > _FARTHEST).any():
-        expected, found = f"z-scores within {_FARTHEST:g}", f"{value.flat[np.abs(value).argmax()]:g}"
-        raise InputError(file, field=field, expected=expected, found=found, hint="are these clinical units?")
     return value
 
 
