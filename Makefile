@@ -130,4 +130,4 @@ lock:
 	rm .train-pins.txt
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(TRAIN) .pytest_cache .mypy_cache .ruff_cache .hypothesis

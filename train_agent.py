@@ -94,8 +94,6 @@ def _check_planner(llm: LLMSettings) -> None:
         if getattr(llm, field) != expected:
             wanted = f"{expected}, as the planner simulates"
             raise InputError("llm", field=field, expected=wanted, found=getattr(llm, field), hint=hint)
-    if not llm.simulations:
-        raise InputError("llm", field="simulations", expected="1 or more, as the planner simulates", found=0, hint=hint)
 
 
 def _made_from(run: Run, flags: Flags) -> dict[str, Any]:

@@ -44,7 +44,10 @@ def main(argv: list[str]) -> int:
     if given.folder.exists() and any(given.folder.iterdir()) and not (given.folder / "pyvenv.cfg").is_file():
         return _refuse(f"{given.folder}: expected a new folder or a virtual environment, found other files")
     print(f"{what} for {device} ({why}), from {lock.name} into {given.folder}: some minutes, once", flush=True)
-    venv.create(given.folder, clear=True, with_pip=True)
+    try:
+        venv.create(given.folder, clear=True, with_pip=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return _refuse(f"{given.folder}: no virtual environment could be made, for {sys.executable} says: {error}")
     python = given.folder / "bin" / "python"
     pip = [str(python), "-m", "pip", "install", "-q", "--no-deps", "-r", str(lock)]
     if device == "cpu" and os.environ.get(INDEX):
@@ -52,7 +55,9 @@ def main(argv: list[str]) -> int:
     if subprocess.run(pip, check=False).returncode:
         return _refuse(f"{lock.name} could not be installed; pip said why above")
     if given.what == "train":  # it runs this project's own code
-        subprocess.run([*pip[:5], "--no-deps", "-e", str(ROOT)], check=True)
+        own = subprocess.run([*pip[:5], "--no-deps", "-e", str(ROOT)], check=False)
+        if own.returncode:
+            return _refuse(f"{ROOT}: this project could not be installed; pip said why above")
     _say_which_torch(python, device)
     marker.write_text(wanted)
     return 0

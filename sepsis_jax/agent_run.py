@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,15 @@ from sepsis_jax.simulation.course import World
 
 _MARGIN = 1.25
 """Of the longest recorded history: a course that leaves the record may measure more."""
+_CORRECTION = 64
+"""Tokens that say what was wrong with an answer."""
 
 
 def own_server(config: Config, model: str | None, replicas: int) -> Serving | None:
     """Servers of one's own for `model`, if it names one. InputError where nobody would ask them; see `Serving.of`."""
     if model is None:
+        if replicas != 1:
+            raise InputError("--replicas", expected="--serve beside it", found=replicas)
         return None
     if config.agent.backend != "llm":
         raise InputError("--serve", expected="agent.backend llm", found=f"agent.backend {config.agent.backend}")
@@ -112,7 +117,8 @@ class Run:
         case.observe()
         answer = asyncio.run(asking.simulated(case, MOST))
         history, one, model_limit = serving.count(asking.context(case), asking.tools, answer)
-        talk = settings.simulations * (one + settings.max_tokens) + settings.max_tokens
+        said = settings.max_tokens + _CORRECTION  # of a malformed answer
+        talk = settings.simulations * (one + settings.max_tokens) + settings.malformed * said + settings.max_tokens
         decisions = most if settings.context == "episode" else 1
         wanted = math.ceil((_MARGIN * history * most / (last + 1) + decisions * talk) / 256) * 256
         if wanted > model_limit:
@@ -143,12 +149,12 @@ class Run:
         config, manifest, model = self.config, self.loaded.manifest, self.loaded.model
         return {
             "Cohort": f"{manifest.source}, {manifest.source_version}",
-            "World model": f"{model.architecture}, hidden {model.hidden}",
+            "World model": f"{self.checkpoint.name}: {model.architecture}, hidden {model.hidden}",
             "Backend": _who(config) + f", {config.planner.samples} samples of {config.planner.horizon} steps of 4 h",
             "Clinicians": self.loaded.clinicians,
             "Course": config.agent.follow.replace("_", " "),
             "Seed": str(config.agent.seed),
-            "Code": f"sepsis_jax {manifest.code_version}",
+            "Code": f"sepsis_jax {version('sepsis_jax')}",
         }
 
 

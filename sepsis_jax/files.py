@@ -67,7 +67,12 @@ def check_writable(path: Path) -> Path:
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file by its path inside the folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {str(path.relative_to(folder)): _digest(path) for path in paths}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_digests(folder: Path, expected: Any, file: Path, hint: str) -> None:

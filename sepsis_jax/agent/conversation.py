@@ -121,7 +121,7 @@ class Conversation(abc.ABC):
         if choice == "required" and not may_simulate:  # all tools stay in the prompt, whose beginning is cached
             choice = {"type": "function", "function": {"name": tools.PRESCRIPTION}}
         request = {
-            "messages": self.context(case, start),
+            "messages": tools.sendable(self.context(case, start)),
             "tools": self.tools,
             "tool_choice": choice,
             "parallel_tool_calls": False,

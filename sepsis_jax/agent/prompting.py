@@ -28,7 +28,9 @@ def number(value: float | None) -> str:
     """Three digits, never an exponent."""
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    if abs(value) >= 999.5:
+        return f"{value:.0f}"
+    return np.format_float_positional(value, precision=3, unique=False, fractional=False, trim="-")
 
 
 def _percent(value: float | None) -> str:

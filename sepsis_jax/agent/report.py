@@ -17,6 +17,8 @@ from sepsis_jax.clinical.features import FEATURES, INDEX, URINE
 
 _PAGES = Environment(loader=PackageLoader("sepsis_jax.agent"), undefined=StrictUndefined, autoescape=True)
 FILE = "report.html"
+MOST_CASES = 50
+"""Shown; a page of hundreds would not open."""
 
 
 def write(path: Path, transcripts: list[dict[str, Any]], run: dict[str, Any]) -> None:
@@ -24,11 +26,16 @@ def write(path: Path, transcripts: list[dict[str, Any]], run: dict[str, Any]) ->
 
     Args:
       path: HTML file to make.
-      transcripts: of `agent.transcripts`.
+      transcripts: of `agent.transcripts`. The first `MOST_CASES` are shown, those that failed before the others.
       run: facts of the run shown at the top (name -> text).
     """
-    cases = [_case(one) for one in transcripts]
-    page = _PAGES.get_template("report.html.jinja").render(cases=cases, run=run, totals=_totals(transcripts))
+    shown = sorted(transcripts, key=lambda one: one["failed"] is None)[:MOST_CASES]
+    page = _PAGES.get_template("report.html.jinja").render(
+        cases=[_case(one) for one in shown],
+        left_out=len(transcripts) - len(shown),
+        run=run,
+        totals=_totals(transcripts),
+    )
     path.write_text(page, encoding="utf-8", errors="replace")  # a model can say half a character
 
 
@@ -98,10 +105,10 @@ def _fans(one: dict[str, Any]) -> Figure:
         axes.set_title(f"{name} ({FEATURES[INDEX[name]].unit})", size=9)
         ahead = max((len(future["sofa"]) for future in first["considered"]), default=0)
         axes.set_xlim(hours[0] - 2, max(hours[-1], hours[0] + HOURS_PER_STEP * ahead) + 2)
-    deviation = next((h for h, d in zip(hours, one["decisions"], strict=True) if d["source"] == "model"), None)
+    simulated = next((h for h, d in zip(hours, one["decisions"], strict=True) if d["source"] != "record"), None)
     for axes in grid.flat:
-        if deviation is not None:
-            axes.axvline(deviation - HOURS_PER_STEP / 2, color="0.6", linestyle=":", linewidth=1)
+        if simulated is not None:
+            axes.axvline(simulated - HOURS_PER_STEP / 2, color="0.6", linestyle=":", linewidth=1)
     for axes in grid[1]:
         axes.set_xlabel("hours since the anchor")
     handles, labels = grid.flat[0].get_legend_handles_labels()

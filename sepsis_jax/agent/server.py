@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import subprocess
 import sys
@@ -75,17 +76,17 @@ def _wait(running: list[tuple[subprocess.Popen[bytes], int, Path]], wait_s: floa
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True) as progress:
         task = progress.add_task("waiting for the server", total=None)
         while waiting:
-            process, port, log = waiting[0]
-            if _is_well(port):
-                waiting.pop(0)
-                continue
+            waiting = [one for one in waiting if not _is_well(one[1])]
             late = time.monotonic() - began > wait_s
-            if late or process.poll() is not None:
+            for process, _, log in waiting:
+                if not late and process.poll() is None:
+                    continue
                 cli.console.print(_tail(log), markup=False)
                 found = f"no answer in {wait_s:g} s" if late else f"its end, code {process.returncode}"
                 raise InputError(log, expected="a server that starts", found=f"{found}; it said last: {_tail(log, 1)}")
-            progress.update(task, description=f"waiting for the server: {_tail(log, 1)[:100]}")
-            time.sleep(_POLL_S)
+            for _, _, log in waiting[:1]:
+                progress.update(task, description=f"waiting for the server: {_tail(log, 1)[:100]}")
+                time.sleep(_POLL_S)
 
 
 _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -95,7 +96,7 @@ def _is_well(port: int) -> bool:
     try:
         with _DIRECTLY.open(f"http://{HOST}:{port}/health", timeout=2.0) as answer:
             return bool(answer.status == 200)
-    except OSError:
+    except (OSError, http.client.HTTPException):  # nobody, or somebody else's server
         return False
 
 

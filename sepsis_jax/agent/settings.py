@@ -55,7 +55,7 @@ class LLMSettings:
       tool_choice: 'required' makes the server enforce a call; 'auto' leaves it to the model.
       temperature, top_p, max_tokens: of each answer.
       simulations: of one decision, at most. malformed: answers without a valid call in one decision, at most.
-      timeout_s: of one request, in all. retries: of a request that the server did not answer, with growing waits.
+      timeout_s: of one try of a request. retries: further tries where the server did not answer, with growing waits.
       vllm: environment with vLLM, see `make vllm`, for a server of one's own (--serve). tool_parser: vLLM's name of how
         the model writes calls. max_model_len: tokens of context that it serves; 0 computes what the longest case may
         need. serve_options: further ones of vLLM's, each word an item.
@@ -82,22 +82,28 @@ class LLMSettings:
     serve_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_range(self, "llm", temperature=(0, 10), top_p=(0, 1), max_tokens=(1, 1_000_000), retries=(0, 100))
+        check_range(self, "llm", temperature=(0, 10), top_p=(1e-6, 1), max_tokens=(1, 1_000_000), retries=(0, 100))
         check_range(self, "llm", simulations=(0, 100), malformed=(0, 100), timeout_s=(0.01, 86400))
         check_range(self, "llm", max_model_len=(0, 10_000_000))
+        if self.simulator and not self.simulations:
+            hint = "--llm.simulator false decides without"
+            raise InputError("llm", field="simulations", expected="at least 1, with the simulator", found=0, hint=hint)
         if not self.base_urls:
             raise InputError("llm", field="base_urls", expected="at least one address", found="none")
         for url in self.base_urls:
             if not _is_address(url):
                 raise InputError(
-                    "llm", field="base_urls", expected="http://HOST:PORT/v1 or https://...", found=repr(url)
+                    "llm",
+                    field="base_urls",
+                    expected="http://HOST:PORT/v1 or https://..., without a password",
+                    found=repr(url),
                 )
 
 
 def _is_address(url: str) -> bool:
     try:
         parts = urllib.parse.urlsplit(url)
-        plain = url.isascii() and not any(c.isspace() for c in url)
+        plain = url.isascii() and not any(c.isspace() for c in url) and "@" not in parts.netloc  # goes into reports
         return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         return False

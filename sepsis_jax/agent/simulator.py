@@ -122,10 +122,12 @@ class Batcher(Generic[Request, Answer]):
                 answers = await asyncio.to_thread(self._run, [request for request, _ in part])
             except Exception as error:
                 for _, future in part:
-                    future.set_exception(error)
+                    if not future.done():  # who asked may have given up
+                        future.set_exception(error)
             else:
                 for (_, future), answer in zip(part, answers, strict=True):
-                    future.set_result(answer)
+                    if not future.done():
+                        future.set_result(answer)
 
 
 class BatchedSimulator:

@@ -92,6 +92,27 @@ def say(number: int, content: str, *calls: tuple[str, str]) -> Message:
     return message
 
 
+def sendable(messages: list[Message]) -> list[Message]:
+    """A dialogue as servers take it: arguments that are no JSON become none, since some refuse the whole request."""
+    return [
+        one | {"tool_calls": [_with_json(call) for call in one["tool_calls"]]} if "tool_calls" in one else one
+        for one in messages
+    ]
+
+
+def _with_json(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return call if _is_json(function["arguments"]) else call | {"function": function | {"arguments": "{}"}}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def reply(said: Message, text: str) -> list[Message]:
     """What `said` is answered: every call gets the text, as the API demands; words without a call get it in words."""
     calls = said.get("tool_calls")
@@ -114,9 +135,7 @@ def written(call: Simulate | Prescribe) -> tuple[str, str]:
 def called(call: dict[str, Any]) -> str:
     """A call of a dialogue as JSON of `name` and `arguments`, those as the model wrote them; broken ones as text."""
     name, arguments = call["function"]["name"], call["function"]["arguments"]
-    try:
-        json.loads(arguments)
-    except (ValueError, RecursionError):
+    if not _is_json(arguments):
         arguments = json.dumps(arguments)
     return f'{{"name": {json.dumps(name)}, "arguments": {arguments}}}'
 
@@ -147,6 +166,8 @@ def read(content: str | None, calls: list[tuple[str, str]], *, simulator: bool) 
       Malformed: there is no such call.
     """
     said = _without_thoughts(content or "")
+    if calls and _THINKING in (content or "") and _THOUGHT not in (content or ""):
+        raise Malformed("no call", "a call in thoughts that do not end; answer with one call of a tool")
     if calls and _OPEN in said:
         raise Malformed("several calls", "a call in words beside one of a tool; make one")
     found = calls or _from_text(said)
@@ -177,11 +198,14 @@ def spoken(text: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _without_thoughts(text: str) -> str:
-    """What a model says to itself is no answer, whatever calls it tries there."""
+    """What a model says to itself is no answer, whatever calls it tries there.
+
+    Thoughts may begin in the prompt, where some templates open them.
+    """
     before, opened, rest = text.partition(_THINKING)
-    if not opened:
-        return text
-    return before + rest.rpartition(_THOUGHT)[2] if _THOUGHT in rest else before
+    if _THOUGHT in rest or not opened:
+        return (before if opened else "") + text.rpartition(_THOUGHT)[2]
+    return before
 
 
 def _from_text(content: str) -> list[tuple[str, str]]:

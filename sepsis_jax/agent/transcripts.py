@@ -130,7 +130,7 @@ def table(transcripts: list[dict[str, Any]]) -> pd.DataFrame:
             "decisions": len(one["decisions"]),
         }
         rows.append(row)
-    return pd.DataFrame(rows).set_index("stay").fillna("-")
+    return pd.DataFrame(rows).set_index("stay").astype(object).fillna("-")
 
 
 def failures(transcripts: list[dict[str, Any]]) -> dict[str, list[int]]:

@@ -22,6 +22,7 @@ from sepsis_jax.errors import InputError
 MOST = np.asarray(ALL_ACTIONS[:MOST_CANDIDATES], np.int8)
 """As many candidates as one simulation takes."""
 _MARKER = "sepsis_jax.txt"
+_GPUS = "CUDA_VISIBLE_DEVICES"
 _ALWAYS = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_ENFORCE_STRICT_TOOL_CALLING": "0"}
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 # Strict schemas in every tool call, and no free white space, in which a small model gets lost.
@@ -83,15 +84,25 @@ class Serving:
         return [*whole, "--dtype", "float32", "--enforce-eager", "--distributed-executor-backend", "uni"]
 
     def _environment(self, number: int) -> dict[str, str]:
-        """Of one replica; whoever has set a variable keeps it."""
+        """Of one replica; whoever has set a variable keeps it, but GPUs are shared out."""
         wanted = dict(_ALWAYS) | (_OFFLINE if Path(self.model).is_dir() else {})
         if self.device == "cpu":
             threads = max(1, (os.cpu_count() or 1) // (2 * self.replicas))
             wanted |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": str(threads)}
             wanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         elif self.device == "cuda" and self.replicas > 1:
-            wanted["CUDA_VISIBLE_DEVICES"] = str(number)
+            return {name: os.environ.get(name, value) for name, value in wanted.items()} | {_GPUS: self._gpu(number)}
         return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+    def _gpu(self, number: int) -> str:
+        """Which GPU a replica gets, of those that this process may use."""
+        allowed = os.environ.get(_GPUS)
+        if allowed is None:
+            return str(number)
+        gpus = [one.strip() for one in allowed.split(",") if one.strip()]
+        if len(gpus) < self.replicas:
+            raise InputError("--replicas", expected=f"at most {len(gpus)}, as {_GPUS}={allowed}", found=self.replicas)
+        return gpus[number]
 
     def count(self, messages: list[Message], tools: list[Any], answer: str) -> tuple[int, int, int]:
         """Tokens of a dialogue with its tools, tokens of one answer of a tool, and how many the model can read.

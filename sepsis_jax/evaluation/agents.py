@@ -22,6 +22,19 @@ from sepsis_jax.errors import InputError
 from sepsis_jax.evaluation.closed_loop import Decision
 from sepsis_jax.evaluation.contenders import TRUTH, Contender, OnRecord
 
+_SHAPES = (
+    "prompts",
+    "context",
+    "simulator",
+    "simulation",
+    "simulations",
+    "rationale",
+    "tool_choice",
+    "temperature",
+    "top_p",
+)
+"""Settings of `LLMSettings` that make another policy of the same model."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
@@ -85,17 +98,25 @@ def check_cohort(folder: Path, episodes: Episodes) -> None:
 
     The same goes for the probabilities and the questions beside it, which also must be of the same model.
     """
-    models = []
+    models: list[dict[str, Any]] = []
     for part in (folder, probabilities.folder_of(folder), questions.folder_of(folder)):
         if (part / journal.RUN).is_file():
-            models.append(_told(part / journal.RUN).get("served"))
-            if models[-1] != models[0]:
-                hint = "ask the model that treated, or give its run another --out"
-                raise InputError(part, field="served", expected=f"the model of {folder}", found="another", hint=hint)
+            models.append(_model(_told(part / journal.RUN), all_of_it=part != questions.folder_of(folder)))
+            for name, value in models[-1].items():
+                if value != models[0][name]:
+                    hint = "ask the model that treated, as it was asked then, or give its run another --out"
+                    raise InputError(part, field=name, expected=f"as in {folder}", found="another", hint=hint)
             own = {one["stay_id"] for one in transcripts.read(part / transcripts.FILE)}
             same = episodes.take(np.isin(np.asarray(episodes.stay_id), sorted(own)))
             if same.num_stays < len(own) or same.digest() != _told(part / journal.RUN)["stays"]:
                 raise InputError(part, expected="a run over stays of this cohort and split", found="one over others")
+
+
+def _model(told: dict[str, Any], *, all_of_it: bool) -> dict[str, Any]:
+    """Who decided; `all_of_it`: and how it was asked, which the questions do not depend on."""
+    llm = told.get("llm") or {}
+    who = {"backend": told["agent"].get("backend"), "served": told.get("served"), "llm.model": llm.get("model")}
+    return who | ({f"llm.{name}": llm.get(name) for name in _SHAPES} if all_of_it else {})
 
 
 def asked(folder: Path) -> bool:

@@ -7,6 +7,8 @@ import dataclasses
 import html
 import json
 import math
+import threading
+import time
 
 import jax
 import numpy as np
@@ -18,7 +20,7 @@ from sepsis_jax.agent import dialogues, loop, report, tools, transcripts
 from sepsis_jax.agent.backends import PlannerBackend
 from sepsis_jax.agent.case import Case
 from sepsis_jax.agent.llm import LLMBackend
-from sepsis_jax.agent.prompting import package_prompts
+from sepsis_jax.agent.prompting import number, package_prompts
 from sepsis_jax.agent.settings import AgentSettings, LLMSettings
 from sepsis_jax.agent.simulator import BatchedSimulator, Batcher, Truth
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS, ALL_ACTIONS
@@ -189,6 +191,29 @@ def test_batcher_gathers_and_passes_errors_on():
     assert all(isinstance(answer, RuntimeError) for answer in asyncio.run(ask(-1, 2)))
 
 
+@pytest.mark.parametrize("request_", [3, -1])
+def test_who_gives_up_keeps_nobody_waiting(request_):
+    """Who asked may be cancelled while the call runs; the others of its batch are answered, by an error too."""
+    began = threading.Event()
+
+    def slow(requests):
+        began.set()
+        time.sleep(0.05)
+        if -1 in requests:
+            raise RuntimeError("no")
+        return requests
+
+    async def ask():
+        batcher = Batcher(slow, size=3)
+        first, second = asyncio.create_task(batcher.ask(request_)), asyncio.create_task(batcher.ask(4))
+        await asyncio.to_thread(began.wait)
+        first.cancel()
+        return await asyncio.wait_for(asyncio.gather(second, return_exceptions=True), 5)
+
+    (answer,) = asyncio.run(ask())
+    assert isinstance(answer, RuntimeError) if request_ < 0 else answer == 4
+
+
 def test_planner_backend_prescribes_its_best_allowed_candidate():
     (one,) = run(PLANNER, [3])
     for decision in one["decisions"]:
@@ -263,6 +288,47 @@ def test_report_survives_nobody_left_in_the_icu(tmp_path):
     assert "NaN" not in (tmp_path / "r.html").read_text()
 
 
+def test_report_shows_so_many_stays_failed_ones_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MOST_CASES", 1)
+    cases = run(PLANNER, [0, 1, 2])
+    cases[2]["failed"] = {"kind": "timeout", "detail": ""}
+    report.write(tmp_path / "r.html", cases, {})
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<h2 ") == 1 and f'id="stay-{cases[2]["stay_id"]}"' in page and "2 more stays" in page
+
+
+def test_nobody_is_told_which_world_it_lives_in():
+    """Else a model hears whether it has done what the clinician did, and other texts on the record than in a course."""
+
+    async def text(follow, action):
+        case = case_of(follow=follow)
+        case.observe()
+        await case.prescribe(action)
+        (case._step, case._obs[1]), case._mask[1] = (1, EPISODES.obs[0, 1]), EPISODES.mask[0, 1]
+        case.observe()
+        return case.observations
+
+    given = recorded(0, 0)
+    assert asyncio.run(text("recorded_until_deviation", given)) == asyncio.run(text("model", given))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (999.7, "1000"),
+        (999.4, "999"),
+        (1234.5, "1234"),
+        (0.00005, "0.00005"),
+        (36.62, "36.6"),
+        (-0.126, "-0.126"),
+        (85, "85"),
+        (0, "0"),
+    ],
+)
+def test_numbers_have_three_digits_and_no_exponent(value, text):
+    assert number(value) == text and number(None) == number(math.nan) == "-"
+
+
 def test_choose_stays():
     assert list(loop.choose_stays(EPISODES, AgentSettings(split="all", stays=3))) == [0, 1, 2]
     test_rows = np.flatnonzero(EPISODES.split == 2)
@@ -299,13 +365,13 @@ def test_living_noise_is_not_the_judging_noise():
 
 def test_the_planner_speaks_as_a_model_does():
     (one,) = run(PLANNER, [3], follow="model")
-    for number, decision in enumerate(one["decisions"]):
+    for step, decision in enumerate(one["decisions"]):
         assert one["messages"][decision["message"]]["role"] == "user"
         asked, answer, prescribed, given = one["messages"][decision["message"] + 1 :][:4]
         assert [message["role"] for message in (asked, answer, prescribed, given)] == ["assistant", "tool"] * 2
         calls = [message["tool_calls"][0]["function"] for message in (asked, prescribed)]
         shown, said = (tools.read("", [(call["name"], call["arguments"])], simulator=True) for call in calls)
-        assert list(said.action) == decision["action"] and said.rationale == decision["rationale"], number
+        assert list(said.action) == decision["action"] and said.rationale == decision["rationale"], step
         usual = max(decision["considered"], key=lambda future: future["support"])
         wanted = {said.action, tuple(usual["action"]), tuple(decision["previous"])}
         assert wanted <= set(shown.actions) and len(shown.actions) == 3

@@ -48,10 +48,22 @@ def test_a_server_of_this_machine_alone(tmp_path, model, device):
     assert ("--no-enable-chunked-prefill" in words) == ("float32" in words) == (device == "cpu")
 
 
-def test_replicas_have_a_gpu_each_and_hubs_are_reached_by_name(tmp_path):
+@pytest.mark.parametrize(
+    ("allowed", "shared"), [(None, ["0", "1"]), ("2,3,5", ["2", "3"]), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"])]
+)
+def test_replicas_have_a_gpu_each_and_hubs_are_reached_by_name(tmp_path, monkeypatch, allowed, shared):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if allowed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
     environments = [line(tmp_path, "org/name", "cuda", 2, number)[0] for number in range(2)]
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in environments] == ["0", "1"]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in environments] == shared
     assert all("HF_HUB_OFFLINE" not in one for one in environments)
+
+
+def test_more_replicas_than_gpus_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(InputError, match="at most 1"):
+        line(tmp_path, "org/name", "cuda", 2, 0)
 
 
 def test_who_has_set_a_variable_keeps_it(tmp_path, model, monkeypatch):

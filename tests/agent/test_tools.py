@@ -54,6 +54,8 @@ def text_call(*arguments):
         (text_call(GOOD), call("prescription", GOOD), "several calls"),
         (f"<think>Never {text_call(GOOD)}</think> I do not know.", [], "no call"),
         (f"<think>Or {text_call(GOOD)}", [], "no call"),
+        (f"Or {text_call(GOOD)}</think> I do not know.", [], "no call"),  # opened in the prompt
+        ("<think>Or ", call("prescription", GOOD), "no call"),  # a parser that looks into thoughts
         (text_call('{"vasopressor": 4, "vasopressor": 0, "iv_fluid": 0}'), [], "broken JSON"),
         (None, call("prescription", '{"vasopressor": 4, "vasopressor": 0, "iv_fluid": 0}'), "broken JSON"),
         ("[1, 2]", [], "no call"),

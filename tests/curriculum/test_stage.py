@@ -123,7 +123,7 @@ def test_an_update_that_cannot_be_shared_is_refused(monkeypatch, processes, numb
         stage.shared(number, batch)
 
 
-@pytest.mark.parametrize("word", ["--llm.simulator=false", "--llm.simulation=sample", "--llm.simulations=0"])
+@pytest.mark.parametrize("word", ["--llm.simulator=false", "--llm.simulation=sample"])
 def test_dialogues_that_the_planner_cannot_write_are_refused(tmp_path, word):
     with pytest.raises(InputError, match="as the planner simulates"):
         train_agent.main(["--stage", "data", "--run", str(tmp_path / "run"), word])

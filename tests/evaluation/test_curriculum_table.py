@@ -128,7 +128,8 @@ def test_answers_of_another_model_or_split_are_refused(folders, tmp_path):
     side = tmp_path / "much.questions" / journal.RUN
     side.write_text(json.dumps(told))
     agents.check_cohort(tmp_path / "much", EPISODES)
-    for changed, words in (({"served": "another"}, "the model of"), ({"stays": "others"}, "this cohort")):
+    unlike = ({"served": "another"}, {"llm": {"model": "another"}}, {"agent": told["agent"] | {"backend": "planner"}})
+    for changed, words in (*((one, "as in .*another") for one in unlike), ({"stays": "others"}, "this cohort")):
         side.write_text(json.dumps(told | changed))
         with pytest.raises(InputError, match=words):
             agents.check_cohort(tmp_path / "much", EPISODES)
