@@ -49,7 +49,7 @@ class Flags:
       samples: simulated futures of a candidate. horizon: 4-h steps.
       features: to describe, separated by commas, or 'all'.
       steps: decisions of each stay, e.g. 0,1,5; default all. stays: their ids; default all. split: only its stays.
-      memory: GB that the process may use.
+      memory: GB that the process may use; default 4, or what the smallest blocks of many cores need.
       precision: of the factors in the world model's products, float32 or bfloat16 (faster; sums stay float32).
       seed: of the random numbers.
       dry_run: print sizes and times, and stop.
@@ -68,7 +68,7 @@ class Flags:
     steps: str | None = None
     stays: str | None = None
     split: Literal["train", "validation", "test"] | None = None
-    memory: float = 4.0
+    memory: float | None = None
     precision: Precision = "float32"
     seed: int = 0
     dry_run: bool = False
@@ -86,6 +86,8 @@ class Flags:
             if names.count(name) > 1:
                 raise InputError("--features", expected="each name once", found=f"{name} twice")
         check_range(self, "command line", seed=SEEDS)
+        if self.hold > 1 and self.candidates != candidates.ALL:
+            raise InputError("--hold", expected=f"--candidates {candidates.ALL}", found=self.candidates)
         if self.hold > self.horizon:
             raise InputError("--hold", expected=f"at most --horizon, {self.horizon}", found=self.hold)
 
@@ -104,13 +106,15 @@ def main(argv: list[str]) -> None:
         _announce(plan, store.out)
     if flags.dry_run:
         return
+    identity = _identity(flags, loaded, plan)
     if sharding.is_first():
-        store.begin(plan, _identity(flags, loaded, plan))
+        store.create(plan, identity)
     _wait_for_all("created")
+    store.check_same(plan, identity)  # every host: what one does otherwise would leave holes
     _run(plan, store)
     _wait_for_all("swept")
     if sharding.is_first():
-        store.finish()
+        store.finish(plan.regions())
         _summary(out)
         if flags.figures:
             _figures(store.out)
@@ -120,6 +124,8 @@ def main(argv: list[str]) -> None:
 
 def _check_places(flags: Flags, store: Unfinished, episodes: Path) -> None:
     """InputError where something would be overwritten, or could not be written after hours."""
+    if flags.dry_run:
+        return
     store.check(resume=flags.resume)
     if episodes.resolve() in store.out.parents:
         raise InputError(
@@ -148,7 +154,10 @@ def _plan(flags: Flags, loaded: pipeline.Loaded) -> Sweep:
     stays = _stays(flags, loaded.episodes)
     steps = range(stays.num_steps) if flags.steps is None else _numbers("--steps", flags.steps)
     names = NAMES if flags.features == "all" else tuple(flags.features.split(","))
-    record = Summarize(names)
+    record, longest = Summarize(names), int(np.max(stays.length, initial=0))
+    compared = candidates.parse(flags.candidates, flags.hold, policies, "clinician")
+    cells = sum(step < longest for step in steps) * sum(len(group.names) for group in compared)  # of one stay
+    futures = flags.samples, flags.horizon
     plan = Sweep(
         world=dataclasses.replace(loaded.world, dynamics=dataclasses.replace(loaded.model, precision=flags.precision)),
         params=loaded.params,
@@ -156,14 +165,13 @@ def _plan(flags: Flags, loaded: pipeline.Loaded) -> Sweep:
         clinician_params=loaded.policy_params,
         episodes=stays,
         steps=tuple(steps),
-        candidates=candidates.parse(flags.candidates, flags.hold, policies, "clinician"),
+        candidates=compared,
         record=record,
         samples=flags.samples,
         horizon=flags.horizon,
         seed=flags.seed,
-        block=batch.block_for(flags.memory, record, loaded.model.members, flags.samples, flags.horizon),
+        block=batch.block_for(flags.memory, record, loaded.model.members, *futures, cells),
     )
-    longest = int(np.max(stays.length, initial=0))
     if plan.steps[-1] >= longest and flags.steps is not None:
         raise InputError("--steps", expected=f"decisions of some stay, 0 to {longest - 1}", found=plan.steps[-1])
     for group in plan.candidates:
@@ -202,11 +210,7 @@ def _numbers(flag: str, text: str) -> list[int]:
 def _announce(plan: Sweep, out: Path) -> None:
     """Sizes and times before the work; InputError where the disk is too small."""
     size, free = sweep.size_bytes(plan), shutil.disk_usage(files.check_writable(out)).free
-    if size > free:
-        hint = "choose fewer --features, --steps or --stays, or another disk"
-        expected = f"{size / 1e9:.2f} GB of free disk"
-        raise InputError(out, expected=expected, found=f"{free / 1e9:.2f} GB", hint=hint)
-    speed = sweep.steps_per_second(plan)
+    speed = sweep.steps_per_second(plan) * sharding.place()[1]
     rows = {
         "stays": f"{plan.episodes.num_stays:,}",
         "decisions": f"{plan.decisions():,}",
@@ -219,11 +223,15 @@ def _announce(plan: Sweep, out: Path) -> None:
         "free disk, GB": f"{free / 1e9:.2f}",
     }
     cli.console.print(cli.table(pd.DataFrame({"value": rows}), title="Sweep"))
+    if size > free:
+        hint = "choose fewer --features, --steps or --stays, or another disk"
+        expected = f"{size / 1e9:.2f} GB of free disk"
+        raise InputError(out, expected=expected, found=f"{free / 1e9:.2f} GB", hint=hint)
 
 
 def _identity(flags: Flags, loaded: pipeline.Loaded, plan: Sweep) -> dict[str, Any]:
     """What makes two sweeps the same one, in JSON types; it stays with the store."""
-    numbers = ("candidates", "hold", "samples", "horizon", "features", "steps", "seed")
+    numbers = ("hold", "samples", "horizon", "features", "steps", "seed")
     return {
         **{name: getattr(flags, name) for name in numbers},
         "names": list(plan.names),
@@ -232,6 +240,9 @@ def _identity(flags: Flags, loaded: pipeline.Loaded, plan: Sweep) -> dict[str, A
         "block": plan.block,
         "source": loaded.manifest.source,
         "source_version": loaded.manifest.source_version,
+        "credentialed": loaded.manifest.credentialed,
+        "action_bins": plan.world.bins._asdict(),
+        "reward": dataclasses.asdict(plan.world.reward),
         "world_model": dataclasses.asdict(loaded.model),
         "precision": flags.precision,
         "weights": digest(loaded.params),
@@ -243,8 +254,8 @@ def _identity(flags: Flags, loaded: pipeline.Loaded, plan: Sweep) -> dict[str, A
 
 def _run(plan: Sweep, store: Unfinished) -> None:
     """Compute and write what is missing, with its progress."""
-    columns = (TextColumn("stays"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
-    speed = TextColumn("{task.fields[speed]}")
+    what, done, speed = (TextColumn("{task." + name + "}") for name in ("description", "completed", "fields[speed]"))
+    columns = (what, BarColumn(), done, TextColumn("of {task.total}"), TimeElapsedColumn())
     process, processes = sharding.place()
     mine = plan.regions()[process::processes]
     todo = store.missing(mine)
@@ -252,7 +263,8 @@ def _run(plan: Sweep, store: Unfinished) -> None:
     left = sum(region.stop - region.start for region in todo)
     done_steps, start = 0, time.perf_counter()
     with Progress(*columns, TimeRemainingColumn(), speed, disable=not sharding.is_first()) as progress:
-        task = progress.add_task("stays", total=total, completed=total - left, speed="")
+        label = "stays" if processes == 1 else "stays of this host"
+        task = progress.add_task(label, total=total, completed=total - left, speed="")
         for region in todo:
             store.write(region, plan.run(region))
             done_steps += plan.sim_steps(region)

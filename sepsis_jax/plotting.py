@@ -152,18 +152,21 @@ def sweep_maps(sweep: xr.Dataset, episode: int, time: int) -> Figure:
         else:
             good = name in ("in_icu", "discharged", "lactate_falls")
             action_heatmap(axes, 100 * values, title=f"{title}, %", reverse=not good)
-    figure.suptitle(f"stay {episode}, step {time}; after 4 h or more: of those still in the ICU", size=10)
+    shown = "return, mortality and exits of all, the rest of those still in the ICU"
+    figure.suptitle(f"stay {episode}, step {time}: {shown}", size=10)
     return figure
 
 
 def sweep_effects(sweep: xr.Dataset, time: int) -> Figure:
     """Difference that each action makes to the mean of every feature against (0, 0), over the stays, a panel each.
 
+    Means are of who is still in the ICU; a stay counts at a horizon where that is somebody under every action.
+
     Args:
       sweep: as sweep.py writes it, of all 25 actions. time: step of the decisions.
     """
     mean = sweep.obs.sel(statistic="mean", time=time)
-    effect = (mean - mean.sel(candidate="(0, 0)", drop=True)).mean("episode")
+    effect = (mean - mean.sel(candidate="(0, 0)", drop=True)).where(mean.notnull().all("candidate")).mean("episode")
     figure, panels = _panels(sweep.sizes["feature"])
     for axes, name in zip(panels, sweep.feature.values, strict=True):
         label = f"effect on {name} ({sweep.feature_units.sel(feature=name).item()})"

@@ -143,6 +143,7 @@ class Case:
         return History(
             obs=self._obs.copy(),
             mask=self._mask.copy(),
+            ventilated=self._ventilated.copy(),
             action=self._action.copy(),
             prior_action=one.prior_action[0],
             static=one.static[0],

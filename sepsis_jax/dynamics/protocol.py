@@ -23,6 +23,7 @@ class History:
     Attributes:
       obs: f32[T,F] (clinical units); rows at or beyond `length` are ignored.
       mask: bool[T,38] newly measured.
+      ventilated: bool[T] invasively.
       action: int8[T,2] levels; row t was given after obs[t], so rows at or beyond length - 1 are ignored.
       prior_action: int8[2] levels given before the first decision.
       static: f32[3] age (years), gender (1 = male), Charlson index.
@@ -33,6 +34,7 @@ class History:
 
     obs: Any
     mask: Any
+    ventilated: Any
     action: Any
     prior_action: Any
     static: Any
@@ -101,6 +103,7 @@ def history_at(episodes: Episodes, rows: Any, steps: Any) -> History:
     return History(
         obs=np.asarray(episodes.obs)[rows],
         mask=np.asarray(episodes.mask)[rows],
+        ventilated=np.asarray(episodes.ventilated)[rows],
         action=np.asarray(episodes.action)[rows],
         prior_action=np.asarray(episodes.prior_action)[rows],
         static=np.asarray(episodes.static)[rows],

@@ -26,7 +26,7 @@ from sepsis_jax.dynamics.patient.cohort import MAX_STEPS
 from sepsis_jax.dynamics.patient.truth import Truth
 from sepsis_jax.dynamics.protocol import History, history_at, step_keys, step_noise, trajectory_key
 from sepsis_jax.evaluation.oracle import oracle
-from sepsis_jax.simulation.course import Course, World, advance, finish, start
+from sepsis_jax.simulation.course import Course, Moment, World, advance, finish, start
 
 
 @struct.dataclass
@@ -109,8 +109,7 @@ def play(chances: Chances, episodes: Episodes, stage: Stage, *, batch_size: int 
                 rows = own[first + np.minimum(np.arange(size), number - 1)]  # one shape: the last patient fills up
                 histories = _admitted(history_at(episodes, rows, np.zeros(size, int)))
                 real = np.arange(size) < number
-                ventilated = np.asarray(episodes.ventilated)[rows, 0]
-                played = _play(stage.world, params, chances, histories, ventilated, real, stage.seed)
+                played = _play(stage.world, params, chances, histories, real, stage.seed)
                 parts.append(jax.tree.map(lambda leaf: leaf[:number], played))  # noqa: B023
                 order.append(rows[:number])
                 progress.update(task, advance=number)
@@ -126,8 +125,8 @@ def _admitted(histories: History) -> History:
         out[:, 0] = leaf[:, 0]
         return out
 
-    action = np.zeros_like(first(histories.action))
-    return dataclasses.replace(histories, obs=first(histories.obs), mask=first(histories.mask), action=action)
+    known = {name: first(getattr(histories, name)) for name in ("obs", "mask", "ventilated")}
+    return dataclasses.replace(histories, **known, action=np.zeros_like(first(histories.action)))
 
 
 def _play(
@@ -135,12 +134,11 @@ def _play(
     params: Any,
     chances: Chances,
     histories: History,
-    ventilated: np.ndarray,
     real: np.ndarray,
     seed: jax.Array,
 ) -> Played:
-    """One batch, `ventilated` bool[B] at the first decision; `real` bool[B] leaves out who only fills it."""
-    course = _start(world, params, histories, ventilated)
+    """One batch; `real` bool[B] leaves out who only fills it."""
+    course = _start(world, params, histories)
     length = np.zeros(len(real), np.int32)
     for step in range(MAX_STEPS):
         active = real & (np.asarray(course.exit) == EXIT_TRUNCATED)
@@ -150,12 +148,13 @@ def _play(
         keys = _choice_keys(seed, histories.stay_id, step)
         probs = np.asarray(chances(Decision(now, course.state, keys, active)))
         action = ALL_ACTIONS[np.asarray(_draw(keys, probs))]
-        course = _advance(world, params, course, action, seed, histories.stay_id, step)
+        course, moment = _advance(world, params, course, action, seed, histories.stay_id, step)
         histories.action[active, step] = action[active]
         if step + 1 < MAX_STEPS:
             staying = active & (np.asarray(course.exit) == EXIT_TRUNCATED)
             histories.obs[staying, step + 1] = np.asarray(course.obs)[staying]
             histories.mask[staying, step + 1] = np.asarray(course.mask)[staying]
+            histories.ventilated[staying, step + 1] = np.asarray(moment.vent_prob)[staying] > 0.5
         length += active
     death_90d, value = _finish(world, params, course)
     histories = dataclasses.replace(histories, length=length)
@@ -163,17 +162,17 @@ def _play(
 
 
 @partial(jax.jit, static_argnums=0)
-def _start(world: World, params: Any, histories: History, ventilated: Any) -> Course:
-    return jax.vmap(lambda *known: start(world, params, None, *known))(histories, ventilated)
+def _start(world: World, params: Any, histories: History) -> Course:
+    return jax.vmap(partial(start, world, params, None))(histories)
 
 
 @partial(jax.jit, static_argnums=0)
 def _advance(
     world: World, params: Any, course: Course, action: Any, seed: jax.Array, stay_id: Any, step: Any
-) -> Course:
-    def one(course: Course, action: Any, stay: Any) -> Course:
+) -> tuple[Course, Moment]:
+    def one(course: Course, action: Any, stay: Any) -> tuple[Course, Moment]:
         noise = step_noise(world.dynamics, trajectory_key(seed, stay, 0, 0), step)
-        return advance(world, params, None, course, action, noise, step)[0]
+        return advance(world, params, None, course, action, noise, step)
 
     return jax.vmap(one)(course, action, stay_id)
 

@@ -65,7 +65,7 @@ def draw_decisions(episodes: Episodes, number: int, *, ahead: int, seed: int) ->
 
 def history_of(episode: Episodes, step: Any) -> History:
     """What is known of one stay (fields without the leading B) at the decision about `step` i32[]."""
-    names = ("obs", "mask", "action", "prior_action", "static", "weight_kg", "stay_id")
+    names = ("obs", "mask", "ventilated", "action", "prior_action", "static", "weight_kg", "stay_id")
     return History(**{name: getattr(episode, name) for name in names}, length=jnp.asarray(step + 1, jnp.int32))
 
 

@@ -78,6 +78,8 @@ def search(
     Raises:
       InputError: plans longer than the horizon that judges them.
     """
+    if not np.size(histories.length):
+        raise InputError("histories", expected="at least one", found="none")
     if settings.steps > planner.horizon:
         expected = f"at most planner.horizon, {planner.horizon}"
         raise InputError("search", field="steps", expected=expected, found=settings.steps)

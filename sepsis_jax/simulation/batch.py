@@ -17,40 +17,47 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sepsis_jax.clinical.actions import LEVELS
 from sepsis_jax.clinical.features import NUM_FEATURES
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.errors import InputError
 from sepsis_jax.simulation.block import AXIS, MOST_SAMPLES, SMALL_TILE, Job, Layout, run_blocks
-from sepsis_jax.simulation.course import ASK_POLICY, Moment, World
+from sepsis_jax.simulation.course import Moment, World
 from sepsis_jax.simulation.record import Record, Samples
-from sepsis_jax.simulation.rollout import pad_plans
+from sepsis_jax.simulation.rollout import check_levels, pad_plans
 
 BLOCK = 16_384
 """Trajectories in a block."""
 MOST_STEPS = 10_000
 _SMALL = 2048  # where no more are asked for: a second program, but not a block on every device for one trajectory
+_USUAL_GB = 4.0
 _PROCESS_BYTES, _BYTES = 1.2e9, 5_000  # of a process without blocks; of a trajectory without what is kept of it
 _COPIES = 16  # of a block's statistics: those of a region's four blocks are joined, labelled and written
 
 
-def block_for(gigabytes: float, record: Record, members: int, samples: int, horizon: int) -> int:
+def block_for(gigabytes: float | None, record: Record, members: int, samples: int, horizon: int, cells: int = 0) -> int:
     """Trajectories of a block that keep the process within this memory; InputError if that is too little.
 
     Args:
+      gigabytes: None for 4, or where cores are many what the smallest blocks need.
       record, samples, horizon: see `simulate`. members: M of the dynamics.
+      cells: whose statistics are kept together at least.
     """
     most = BLOCK if jax.default_backend() == "cpu" else 64 * BLOCK  # one block fills a CPU
     for halvings in range(int(math.log2(most)) + 1):
         block = most >> halvings
-        need = _bytes(record, Layout.of(members, samples, horizon, block))
-        if need <= gigabytes * 1e9:
+        layout = Layout.of(members, samples, horizon, block)
+        need = _bytes(record, layout, max(0, cells - 4 * layout.total // layout.slots_of_cell(samples)))
+        if need <= (_USUAL_GB if gigabytes is None else gigabytes) * 1e9:
             return block
-    raise InputError("--memory", expected=f"at least {math.ceil(need / 1e8) / 10} GB", found=gigabytes)
+    if gigabytes is None:
+        return block
+    expected, devices = f"at least {math.ceil(need / 1e8) / 10} GB", jax.local_device_count()
+    hint = f"that is for one block on each of {devices} devices"
+    raise InputError("--memory", expected=expected, found=gigabytes, hint=hint if devices > 1 else "")
 
 
-def _bytes(record: Record, layout: Layout) -> float:
-    """Memory of a process with one block of this layout on every device."""
+def _bytes(record: Record, layout: Layout, more: int) -> float:
+    """Memory of a process with one block of this layout on every device, and statistics of so many `more` cells."""
     number, small = partial(jax.ShapeDtypeStruct, dtype=np.float32), partial(jax.ShapeDtypeStruct, dtype=np.int8)
     obs, one = number((NUM_FEATURES,)), number(())
     moment = Moment(obs, obs, small((NUM_FEATURES - 1,)), small((2,)), one, one, one, small(()))
@@ -62,7 +69,8 @@ def _bytes(record: Record, layout: Layout) -> float:
     )
     of_kept, of_step = (sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) for tree in (kept, step))
     of_slot = layout.rows * _COPIES * of_step + math.prod(slot) * (layout.rows * of_kept + _BYTES)
-    return _PROCESS_BYTES + jax.local_device_count() * layout.total * of_slot
+    of_more = more * layout.rows * _COPIES // 4 * of_step
+    return _PROCESS_BYTES + jax.local_device_count() * layout.total * of_slot + of_more
 
 
 def simulate(
@@ -134,16 +142,7 @@ def _check(world: World, histories: History, plans: Any, samples: int, horizon: 
     if levels.ndim != 4 or levels.shape[0] != len(lengths) or not levels.shape[1] or levels.shape[3] != 2:
         expected = f"[B,K,P,2] for B = {len(lengths)} histories and at least one candidate"
         raise InputError("plans", expected=expected, found=levels.shape)
-    least = 0 if world.policy is None else ASK_POLICY
-    if levels.size and not (levels.dtype.kind in "iu" and levels.min() >= least and levels.max() < LEVELS):
-        found = f"{levels.min()} to {levels.max()} of {levels.dtype}"
-        raise InputError("plans", expected=f"whole levels from {least} to {LEVELS - 1}", found=found)
-    asked = levels == ASK_POLICY
-    if (asked.any(axis=-1) != asked.all(axis=-1)).any():
-        hint = "one drug alone cannot be left to the policy"
-        raise InputError("plans", expected=f"both levels, or {ASK_POLICY} for both", found="one of them", hint=hint)
-    if levels.shape[2] > horizon:
-        raise InputError("plans", expected=f"at most {horizon} steps, the horizon", found=levels.shape[2])
+    check_levels(world, levels)
     if not ((lengths >= 1) & (lengths <= np.shape(histories.obs)[1])).all():
         expected = f"1 to {np.shape(histories.obs)[1]} observations"
         raise InputError("histories", field="length", expected=expected, found=f"{lengths.min()} to {lengths.max()}")

@@ -71,8 +71,8 @@ class Moment:
       obs: f32[F] (clinical units) at the end of the step; frozen after the ICU exit.
       value: f32[F] (clinical units) every feature as it would read then if it were measured; after the exit nothing.
       mask: bool[38] newly measured.
-      action: int8[2] what was given.
-      vent_prob: f32[] probability of invasive ventilation.
+      action: int8[2] what was given; nothing after the exit.
+      vent_prob: f32[] probability of invasive ventilation; 0 after the exit.
       sofa: f32[] of the version that the reward names.
       reward: f32[] of the step, 0 from the step of the exit on.
       exit: int8[] 0 in the ICU at the end of the step, 1 died, 2 discharged, in this step or before.
@@ -88,18 +88,14 @@ class Moment:
     exit: Any
 
 
-def start(world: World, params: Any, policy_params: Any, history: History, ventilated: Any = False) -> Course:
-    """The course at the decision about step `history.length - 1` of one patient.
-
-    `ventilated` bool[] at that decision is not part of a history; without it the first step's reward is exact up to
-    what it changes in SOFA, which is the same for all that is compared there.
-    """
+def start(world: World, params: Any, policy_params: Any, history: History) -> Course:
+    """The course at the decision about step `history.length - 1` of one patient."""
     last = history.length - 1
     window = last - jnp.arange(sofa.STEPS_PER_DAY - 1, -1, -1)
     urine = jnp.where(window >= 0, history.obs[jnp.maximum(window, 0), URINE], jnp.nan)
     obs, mask = history.obs[last], history.mask[last]
     action = previous_action(history)
-    score = _sofa(world, obs, jnp.asarray(ventilated), action, urine)
+    score = _sofa(world, obs, jnp.asarray(history.ventilated)[last], action, urine)
     memory = None if world.policy is None else world.policy.init(policy_params, history)
     state = world.dynamics.encode(params, history)
     none = jnp.int8(EXIT_TRUNCATED)
@@ -138,7 +134,8 @@ def advance(
     value = course.value + discount * reward
     lived = Course(state, memory, step.obs, step.mask, action, urine, score, exit, value, discount)
     new = jax.tree.map(partial(_select, there), lived, course)
-    return new, Moment(new.obs, step.value, step.mask & there, action, step.vent_prob, new.sofa, reward, exit)
+    given, vent_prob = jnp.where(there, action, jnp.int8(0)), jnp.where(there, step.vent_prob, 0.0)
+    return new, Moment(new.obs, step.value, step.mask & there, given, vent_prob, new.sofa, reward, exit)
 
 
 def finish(world: World, params: Any, course: Course) -> tuple[jax.Array, jax.Array]:

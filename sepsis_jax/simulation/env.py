@@ -134,9 +134,13 @@ def observation(state: EnvState) -> jax.Array:
 class SepsisEnv(gymnasium.Env[np.ndarray, np.int64]):
     """Gymnasium's face of `reset` and `step` for one patient.
 
+    What is observed is what is newly known. The reward and the end also depend on the levels given last and on the
+    number of steps so far, which an agent knows by itself.
+
     Args:
       world, params: dynamics, bins and reward; default the packaged world model and the published reward.
-      episodes: stays whose first decision an episode begins with; default a simulated cohort.
+      episodes: stays whose first decision an episode begins with, with levels of the world's bins; default a simulated
+        cohort.
       max_steps: 4-h steps.
     """
 
@@ -159,8 +163,9 @@ class SepsisEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._world, self._params, self._max_steps = world, params, max_steps
         self._episodes = simulate_cohort(_PATIENTS, seed=_COHORT_SEED)[0] if episodes is None else episodes
         low = np.concatenate([LOW, np.zeros(NUM_MASKED), [0, 0, 0]])
-        high = np.concatenate([HIGH, np.ones(NUM_MASKED), [120, 1, 40]])
-        self.observation_space = gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32))
+        high = np.concatenate([HIGH, np.ones(NUM_MASKED), [130, 1, 50]])  # as `data.events` accepts them
+        self._low, self._high = low.astype(np.float32), high.astype(np.float32)
+        self.observation_space = gymnasium.spaces.Box(self._low, self._high)
         self.action_space = gymnasium.spaces.Discrete(actions.NUM_ACTIONS)
         self._state: EnvState | None = None
 
@@ -177,7 +182,7 @@ class SepsisEnv(gymnasium.Env[np.ndarray, np.int64]):
             row = int(known[0])
         key = jax.random.key(int(self.np_random.integers(2**31)))
         self._state = reset(self._world, self._params, history_at(self._episodes, [row], [0]), key[None])
-        return np.asarray(observation(self._state))[0], {"stay_id": int(self._episodes.stay_id[row])}
+        return self._seen(observation(self._state)), {"stay_id": int(self._episodes.stay_id[row])}
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """See the function `step`."""
@@ -190,7 +195,11 @@ class SepsisEnv(gymnasium.Env[np.ndarray, np.int64]):
         )
         info = {"exit": int(seen.exit[0]), "death_90d": float(seen.death_90d[0])}
         done = bool(seen.terminated[0]), bool(seen.truncated[0])
-        return np.asarray(seen.obs)[0], float(seen.reward[0]), *done, info
+        return self._seen(seen.obs), float(seen.reward[0]), *done, info
+
+    def _seen(self, obs: Any) -> np.ndarray:
+        """Within the space: a record of another system may hold values beyond it."""
+        return np.clip(np.asarray(obs)[0], self._low, self._high)
 
 
 _PATIENTS, _COHORT_SEED = 256, 0

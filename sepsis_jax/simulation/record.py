@@ -87,7 +87,8 @@ class Summary:
     """Statistics over the samples of each cell (leading [B,K] after `simulate`).
 
     Those of features and events are over the samples still in the ICU at the end of the step, NaN where there are
-    none (SD: fewer than two); G features, Q quantiles.
+    none (SD: fewer than two); G features, Q quantiles. Who is still there differs between candidates. Features are as
+    on record, carried forward where nothing is measured; events look at what would be measured.
 
     Attributes:
       mean, sd: f32[H,G] (clinical units), SD with all that is uncertain in it. sd_members: f32[H,G] of it what the

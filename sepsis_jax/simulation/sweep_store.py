@@ -24,18 +24,42 @@ from zarr.codecs import BloscCodec, BloscShuffle
 from sepsis_jax import files
 from sepsis_jax.clinical.features import NAMES, UNITS
 from sepsis_jax.errors import InputError
+from sepsis_jax.simulation.policy import RARE
 from sepsis_jax.simulation.sweep import Arrays, Sweep, coordinates
 
 DONE, KIND = ".done", "a sweep"
 _GROUP = "zarr.json"
 LEADING = ("episode", "time", "candidate")
-_UNITS = {"value": "return", "death_90d": "probability", "support": "probability"}
+_UNITS = {
+    "value": "return",
+    "value_sd": "return",
+    "value_sd_members": "return",
+    "value_se": "return",
+    "death_90d": "probability",
+    "death_90d_sd_members": "probability",
+    "support": "probability",
+    "out_of_distribution": f"1 where support is below {RARE:.0%}",
+    "obs": "see feature_units",
+    "events": "probability; sofa: score",
+}
+_DESCRIPTION = (
+    "Features (obs) and events from map_below_65 on are of the samples still in the ICU, who differ between "
+    "candidates; in_icu, died, discharged, value and death_90d are of all. Features are as on record, carried forward "
+    "where nothing is measured; events look at what would be measured. sofa is that of the reward: 'published' "
+    "contains the vasopressor level. Research software, not for care."
+)
+_CAUSES = {
+    "block": "block follows --memory and the number of devices: go on with as many",
+    "clinician": "the estimate is made anew by every process, and other processors give other last digits: go on with "
+    "the same kind",
+}
 
 
 class Unfinished:
     """The store of one sweep while it grows.
 
-    The first of several processes calls `check`, `begin` and `finish`; each writes regions of its own.
+    The first of several processes calls `check`, `create` and `finish`; each calls `check_same` once it is made, and
+    writes regions of its own.
 
     Args:
       out: where it will stand.
@@ -66,23 +90,18 @@ class Unfinished:
             hint = "add --resume to go on with it, or remove it"
             raise InputError(self.folder, expected="nothing", found="an unfinished sweep", hint=hint)
 
-    def begin(self, sweep: Sweep, identity: dict[str, Any]) -> None:
-        """Make the store, or see that the one that is there is of the same `identity` (JSON types by name).
+    def create(self, sweep: Sweep, identity: dict[str, Any]) -> None:
+        """Make the store, with what makes it this one (JSON types by name), unless there is one.
 
         Raises:
-          InputError: it is not; or the disk does not take a new one.
+          InputError: the disk does not take it.
         """
-        identity = json.loads(json.dumps(identity)) | {"kind": KIND}
         if self.folder.exists():
-            self._check_same(sweep, identity)
-        else:
-            self._create(sweep, identity)
-
-    def _create(self, sweep: Sweep, identity: dict[str, Any]) -> None:
+            return
         with files.replacing(self.folder, _GROUP, "an unfinished sweep") as aside:
             _labels(sweep).to_zarr(aside, mode="w", consolidated=False)
             group = zarr.open_group(aside, mode="r+")
-            group.attrs.update(identity)
+            group.attrs.update(identity | {"kind": KIND, "description": _DESCRIPTION})
             for name, dims, shape in _arrays(sweep):
                 group.create_array(
                     name,
@@ -98,12 +117,16 @@ class Unfinished:
                 )
             (aside / DONE).mkdir()
 
-    def _check_same(self, sweep: Sweep, identity: dict[str, Any]) -> None:
-        before, anew = _attributes(self.folder) or {}, f"remove {self.folder} to begin anew"
-        for name, found in identity.items():
+    def check_same(self, sweep: Sweep, identity: dict[str, Any]) -> None:
+        """InputError unless the store is there and of this sweep, whichever host asks."""
+        before, anew = _attributes(self.folder), f"remove {self.folder} to begin anew"
+        if before is None:
+            hint = "name an --out that all hosts see"
+            raise InputError(self.folder, expected="the unfinished sweep", found="none", hint=hint)
+        for name, found in json.loads(json.dumps(identity)).items():
             if before.get(name) != found:
                 expected = f"the unfinished sweep's {before.get(name)}"
-                hint = f"give it the same flags (block follows --memory), or {anew}"
+                hint = f"{_CAUSES.get(name, 'give it the same flags')}, or {anew}"
                 raise InputError(self.folder, field=name, expected=expected, found=found, hint=hint)
         for name, _, shape in _arrays(sweep):
             try:
@@ -131,8 +154,16 @@ class Unfinished:
             found = error.strerror or error
             raise InputError(self.folder, expected="a disk that can be written", found=found, hint=hint) from error
 
-    def finish(self) -> None:
-        """Rename the whole store to its place."""
+    def finish(self, regions: Iterable[slice]) -> None:
+        """Rename the whole store to its place.
+
+        Raises:
+          InputError: one of the sweep's regions is missing; something has come to that place meanwhile.
+        """
+        if missing := self.missing(regions):
+            hint = "run the same command with --resume"
+            raise InputError(self.folder, expected="every region", found=f"{len(missing)} missing", hint=hint)
+        _check_replaceable(self.out)
         for half in self.folder.rglob("*.partial"):  # of a chunk that a kill has cut off
             half.unlink()
         old = self.folder.with_name(f".{self.out.name}.old")

@@ -11,6 +11,7 @@ import pytest
 from factories import make_episodes
 from toy import toy_params, toy_world
 
+from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.clinical.reward import OUTCOME_ONLY
 from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.errors import InputError
@@ -54,14 +55,16 @@ def test_a_patient_does_not_depend_on_the_others():
 
 
 def test_the_shield_holds_for_the_first_step():
-    obs = np.array(HISTORIES.obs)
-    obs[..., 3] = 50.0  # a MAP that asks for a vasopressor
-    histories = HISTORIES.replace(obs=obs)
+    """At a MAP of 66 no vasopressor may be begun, which the toy's best plan would do."""
+    obs, action = np.array(HISTORIES.obs), np.zeros_like(HISTORIES.action)
+    obs[..., INDEX["meanbp"]] = 66.0
+    histories = HISTORIES.replace(obs=obs, action=action, prior_action=np.zeros_like(HISTORIES.prior_action))
     allowed = keeps_guideline(histories)
-    assert not allowed.all()
-    found = run(histories, dataclasses.replace(PLANNER, shield=True))
-    first = found.plan[:, 0].astype(int) @ [5, 1]
-    assert allowed[np.arange(3), first].all()
+    kept = {}
+    for shield in (False, True):
+        found = run(histories, dataclasses.replace(PLANNER, shield=shield))
+        kept[shield] = allowed[np.arange(3), found.plan[:, 0].astype(int) @ [5, 1]]
+    assert kept[True].all() and not kept[False].any()
 
 
 @pytest.mark.parametrize(("field", "value"), [("elite", 100), ("elite", 0), ("plans", 1), ("smoothing", 1.0)])

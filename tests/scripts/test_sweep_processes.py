@@ -155,6 +155,7 @@ def test_a_disk_that_is_too_small_is_refused_at_the_start(inputs, tmp_path, monk
         (("--features=meanbp,lactate,meanbp",), "--features: expected each name once, found meanbp twice"),
         (("--features=magic",), "--features: expected names of features, or all, found magic"),
         (("--hold=5", "--horizon=2"), "--hold: expected at most --horizon, 2, found 5"),
+        (("--hold=2", "--candidates=untreated"), "--hold: expected --candidates all, found untreated"),
         (("--split=Test",), "split"),
         (("--out=/",), "the root of the file system"),
         (("--episodes=/tmp", "--out=/tmp/sweep.zarr"), "expected a place outside the episodes"),

@@ -15,11 +15,12 @@ from toy import LACTATE, MAP, ToyDynamics, ToyParams, toy_params, toy_world
 
 from sepsis_jax.clinical import sofa
 from sepsis_jax.clinical.actions import AI_CLINICIAN_BINS
-from sepsis_jax.clinical.features import URINE
+from sepsis_jax.clinical.features import INDEX, URINE
 from sepsis_jax.clinical.reward import OUTCOME_ONLY, PUBLISHED
 from sepsis_jax.dynamics.protocol import history_at, step_keys, trajectory_key
 from sepsis_jax.errors import InputError
 from sepsis_jax.simulation.batch import BLOCK, simulate
+from sepsis_jax.simulation.course import start
 from sepsis_jax.simulation.record import Summarize, Trajectories
 from sepsis_jax.simulation.rollout import rollout
 
@@ -60,7 +61,7 @@ def oracle(history, plan, sample):
     obs = np.array(history.obs[last], np.float64)
     action = np.array(history.action[last - 1] if last else history.prior_action)
     urine = [float(history.obs[t, URINE]) if t >= 0 else math.nan for t in range(last - 5, last + 1)]
-    before = _published_sofa(obs, action[0], urine, ventilated=False)
+    before = _published_sofa(obs, action[0], urine, ventilated=bool(history.ventilated[last]))
     exit, total, steps = 0, 0.0, []
     for i, action in enumerate(plan):
         keys = step_keys(key, i)
@@ -167,13 +168,43 @@ def test_samples_steps_and_stays_draw_different_noise():
 
 def test_nothing_happens_after_the_exit():
     params = dataclasses.replace(toy_params(), discharge=jnp.float32(0.5))
-    got = run(HISTORIES, full_plans(candidates=[(0, 0)] * 3), params=params)
+    got = run(HISTORIES, full_plans(candidates=[(3, 1)] * 3), params=params)
     left = got.steps.exit[..., :-1] != 0
     assert left.any() and not left.all()
     np.testing.assert_array_equal(got.steps.obs[..., 1:, :][left], got.steps.obs[..., :-1, :][left])
     np.testing.assert_array_equal(got.steps.exit[..., 1:][left], got.steps.exit[..., :-1][left])
     assert not got.steps.mask[..., 1:, :][left].any()
+    there = np.concatenate([np.ones_like(left[..., :1]), ~left], axis=-1)
+    assert (got.steps.action[there] == (3, 1)).all() and not got.steps.action[~there].any()
+    assert (got.steps.vent_prob[there] > 0).all() and not got.steps.vent_prob[~there].any()
     assert (got.steps.reward[got.steps.exit != 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (np.zeros((4, 2), np.int8), "at most 2 steps, the horizon, found 4"),
+        (np.array([[7, 0], [0, 0]]), "whole levels from 0 to 4, found 0 to 7"),
+        (np.array([[-1, -1], [0, 0]]), "whole levels from 0 to 4, found -1 to 0"),
+        (np.array([[0.5, 0], [0, 0]]), "whole levels"),
+    ],
+)
+def test_a_single_course_refuses_bad_plans_too(plan, message):
+    patient, alone = jax.tree.map(lambda leaf: leaf[0], HISTORIES), dataclasses.replace(toy_world(), policy=None)
+    with pytest.raises(InputError, match=message):
+        rollout(alone, toy_params(), None, patient, plan, jax.random.key(0), horizon=2)
+
+
+def test_a_course_begins_with_the_ventilation_on_record():
+    """SOFA before the first step counts it: else the first reward of a ventilated patient would be a rise of SOFA."""
+    obs = np.array(HISTORIES.obs)
+    obs[..., INDEX["pao2"]], obs[..., INDEX["fio2"]] = 45.0, 50.0  # lungs score 4 with a ventilator, 2 without
+
+    def begun(ventilated):
+        known = HISTORIES.replace(obs=obs, ventilated=np.full(obs.shape[:2], ventilated))
+        return np.asarray(jax.vmap(partial(start, toy_world(), toy_params(), None))(known).sofa)
+
+    np.testing.assert_array_equal(begun(True) - begun(False), [2, 2, 2])
 
 
 def test_the_terminal_reward_is_discounted_to_the_exit():
@@ -191,7 +222,7 @@ def test_a_plan_gives_way_to_the_policy():
     got = run(HISTORIES, plans)
     assert (got.steps.action[..., 0, :] == 4).all()
     # The guideline rule moves the vasopressor by at most one level a step.
-    change = np.diff(got.steps.action[..., 0].astype(int), axis=-1)
+    change = np.diff(got.steps.action[..., 0].astype(int), axis=-1)[got.steps.exit[..., :-1] == 0]
     assert np.abs(change).max() <= 1 and (change == -1).any()
 
 

@@ -48,16 +48,21 @@ def make_sweep(text="all", **changes):
 def write(out, sweep, *, identity=IDENTITY, resume=False, regions=None):
     store = Unfinished(out)
     store.check(resume=resume)
-    store.begin(sweep, identity)
+    store.create(sweep, identity)
+    store.check_same(sweep, identity)
     for region in store.missing(sweep.regions())[:regions]:
         store.write(region, sweep.run(region))
     return store
 
 
+def complete(out, sweep, **more):
+    write(out, sweep, **more).finish(sweep.regions())
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep") / "sweep.zarr"
-    write(out, make_sweep()).finish()
+    complete(out, make_sweep())
     return out
 
 
@@ -108,7 +113,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_bytes(tmp_path, whole):
     (store.folder / ".done" / str(region.start)).unlink()
     with pytest.raises(InputError, match="found an unfinished sweep; add --resume"):
         write(out, sweep)
-    write(out, sweep, resume=True).finish()
+    complete(out, sweep, resume=True)
     assert digests(out) == digests(whole)
 
 
@@ -123,12 +128,37 @@ def test_the_number_of_processes_changes_nothing(tmp_path, whole):
     out = tmp_path / "sweep.zarr"
     sweep = make_sweep()
     stores = [Unfinished(out) for _ in range(2)]
-    stores[0].begin(sweep, IDENTITY)
+    stores[0].create(sweep, IDENTITY)
     for process, store in enumerate(stores):
         for region in store.missing(sweep.regions()[process::2]):
             store.write(region, sweep.run(region))
-    stores[0].finish()
+    stores[0].finish(sweep.regions())
     assert digests(out) == digests(whole)
+
+
+def test_a_store_with_holes_is_not_finished(tmp_path):
+    store = write(tmp_path / "sweep.zarr", make_sweep(), regions=1)
+    with pytest.raises(InputError, match=r"expected every region, found \d missing; .* with --resume"):
+        store.finish(make_sweep().regions())
+    assert store.folder.exists() and not store.out.exists()
+
+
+def test_hosts_that_disagree_or_see_another_disk_are_told(tmp_path):
+    write(tmp_path / "sweep.zarr", make_sweep(), regions=0, identity=IDENTITY | {"block": 1024})
+    with pytest.raises(InputError, match=r"block: .* 1024, found 512; block follows --memory and the number of"):
+        Unfinished(tmp_path / "sweep.zarr").check_same(make_sweep(block=512), {"block": 512})
+    with pytest.raises(InputError, match="name an --out that all hosts see"):
+        Unfinished(tmp_path / "elsewhere.zarr").check_same(make_sweep(), IDENTITY)
+
+
+def test_what_came_to_its_place_meanwhile_is_not_replaced(tmp_path):
+    out, sweep = tmp_path / "sweep.zarr", make_sweep("untreated")
+    store = write(out, sweep)
+    out.mkdir()
+    (out / "mine.txt").write_text("")
+    with pytest.raises(InputError, match="expected a new folder or a sweep"):
+        store.finish(sweep.regions())
+    assert (out / "mine.txt").exists() and store.folder.exists()
 
 
 def test_another_sweep_is_not_resumed(tmp_path):
@@ -168,7 +198,7 @@ def test_a_damaged_store_is_not_resumed(tmp_path, damage, message):
 def test_a_link_stays_a_link(tmp_path, whole):
     (tmp_path / "real").mkdir()
     (tmp_path / "link.zarr").symlink_to(tmp_path / "real")
-    write(tmp_path / "link.zarr", make_sweep()).finish()
+    complete(tmp_path / "link.zarr", make_sweep())
     assert (tmp_path / "link.zarr").is_symlink() and digests(tmp_path / "real") == digests(whole)
     with pytest.raises(InputError, match="the root of the file system"):
         Unfinished(Path("/"))
@@ -192,7 +222,7 @@ def test_a_finished_sweep_is_replaced(tmp_path, whole):
     left = tmp_path / ".sweep.zarr.old"  # by a kill during the last replacement
     shutil.copytree(whole, left)
     sweep = make_sweep("untreated")
-    write(out, sweep).finish()
+    complete(out, sweep)
     assert xr.open_zarr(out, consolidated=False).sizes["candidate"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.zarr"]
 
@@ -204,7 +234,7 @@ def test_a_full_disk_is_one_line_and_can_be_resumed(tmp_path, whole):
     with full_disk(), pytest.raises(InputError, match="--resume"):
         write(out, sweep, resume=True)
     del store
-    write(out, sweep, resume=True).finish()
+    complete(out, sweep, resume=True)
     assert digests(out) == digests(whole)
 
 
@@ -212,7 +242,7 @@ def test_figures_of_any_candidates(tmp_path, whole, monkeypatch, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     draw = importlib.import_module("sweep")._figures
     shutil.copytree(whole, tmp_path / "all.zarr")
-    write(tmp_path / "two.zarr", make_sweep("guideline,untreated", steps=(0,))).finish()
+    complete(tmp_path / "two.zarr", make_sweep("guideline,untreated", steps=(0,)))
     for name in ("all", "two"):
         draw(tmp_path / f"{name}.zarr")
     assert capsys.readouterr().out.count("Maps and effects are left out: they need all 25 actions.") == 1
@@ -232,7 +262,7 @@ def test_what_the_clinicians_are_makes_another_sweep(monkeypatch):
 
     def of(policy):
         loaded = types.SimpleNamespace(
-            manifest=types.SimpleNamespace(source="simulator", source_version="1"),
+            manifest=types.SimpleNamespace(source="simulator", source_version="1", credentialed=False),
             model=toy_params(),
             params=toy_params(),
             policy=policy,

@@ -27,6 +27,7 @@ def history_of(episode: Episodes) -> History:
     return History(
         obs=episode.obs,
         mask=episode.mask,
+        ventilated=episode.ventilated,
         action=episode.action,
         prior_action=episode.prior_action,
         static=episode.static,

@@ -52,7 +52,12 @@ def one_device_a_core() -> None:
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen and jax.config.jax_num_cpu_devices < 0:  # type: ignore[attr-defined]
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", os.cpu_count())
+            jax.config.update("jax_num_cpu_devices", _cores())
+
+
+def _cores() -> int:
+    """That this process may use: a job is often given a few of a machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _whole(name: str) -> int | None:
