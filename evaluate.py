@@ -46,6 +46,18 @@ from sepsis_jax.policies.clinician import Clinician
 from sepsis_jax.simulation.course import World
 
 Numbers = dict[str, float | None]
+ALL = ("cohort", "world-model", "safety")
+READS: dict[str, tuple[str, ...]] = {
+    "all": ("episodes", "checkpoint", "compare", "by"),
+    "cohort": ("episodes",),
+    "world-model": ("episodes", "checkpoint", "compare", "by", "folds"),
+    "safety": ("episodes", "checkpoint"),
+    "policies": ("episodes", "checkpoint", "by", "out"),
+    "ranking": (),
+    "planner": ("episodes", "checkpoint"),
+    "curriculum": ("episodes", "checkpoint"),
+}
+"""Which flags each table reads; others are refused."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +96,15 @@ class Flags:
             raise InputError("--steps", expected="a positive number", found=self.steps)
         if self.folds < 0 or self.folds == 1:
             raise InputError("--folds", expected="0, or 2 and more", found=self.folds)
-        if self.case is not None and (self.compare or self.by is not None):
-            raise InputError("--case", expected="no --compare or --by", found="one of them")
-        others = self.by is not None or self.compare or self.case is not None or self.folds
-        if self.what in ("planner", "ranking", "curriculum") and others:
-            raise InputError(
-                f"--what {self.what}", expected="no --by, --compare, --case or --folds", found="one of them"
-            )
-        if self.what == "policies" and (self.compare or self.case is not None or self.folds):
-            raise InputError("--what policies", expected="no --compare, --case or --folds", found="one of them")
-        if self.folds and (self.checkpoint or self.compare or self.case is not None):
-            raise InputError("--folds", expected="no --checkpoint, --compare or --case", found="one of them")
-        if self.folds and self.what != "world-model":
-            hint = "the other tables need no folds: --what world-model"
-            raise InputError("--folds", expected="--what world-model", found=self.what, hint=hint)
+        where, reads = f"--what {self.what}", READS[self.what]
+        if self.case is not None:
+            where, reads = "--case", ("episodes", "checkpoint", "case", "steps")
+        elif self.folds and self.what == "world-model":
+            where, reads = "--folds", ("episodes", "by", "folds")
+        for one in dataclasses.fields(self):
+            if one.name not in ("what", "json", *reads) and getattr(self, one.name) != one.default:
+                expected = f"no flags but {', '.join(f'--{name}' for name in reads) or '--json'}"
+                raise InputError(where, expected=expected, found=f"--{one.name}")
 
 
 def main(argv: list[str]) -> None:
@@ -262,6 +269,10 @@ def _policies(settings: Config, flags: Flags) -> Numbers:
 
 
 def _ranking(settings: Config, flags: Flags) -> Numbers:
+    behaviour = settings.policies.behaviour
+    if behaviour not in ("auto", "known"):
+        hint = "the estimate is judged beside what is known"
+        raise InputError("policies", field="behaviour", expected="auto or known", found=behaviour, hint=hint)
     if settings.cohort.source != "simulator":
         raise InputError("cohort", field="source", expected="simulator, whose truth is known", found="another")
     if not settings.evaluation.fresh_patients:
@@ -333,7 +344,6 @@ def _case(settings: Config, flags: Flags, stay_id: int) -> Numbers:
     return seen.numbers
 
 
-ALL = ("cohort", "world-model", "safety")
 PARTS = {
     "cohort": _cohort,
     "world-model": _world_model,

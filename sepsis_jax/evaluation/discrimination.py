@@ -18,7 +18,7 @@ class Ranked(NamedTuple):
     Attributes:
       order: int[N] that sorts them. label: f64[N], chance: f64[N], both sorted.
       starts: int[G] where each group of equal probabilities starts.
-      bin: int[N] of `BINS` equal-mass bins.
+      bin: int[N] of `BINS` bins of equal mass, but for ties.
     """
 
     order: np.ndarray
@@ -33,7 +33,8 @@ def rank(label: np.ndarray, chance: np.ndarray) -> Ranked:
     order = np.argsort(chance, kind="stable")
     ordered = np.asarray(chance, np.float64)[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] > ordered[:-1]])
-    number = np.arange(ordered.size) * BINS // max(ordered.size, 1)
+    ends = np.r_[starts[1:], ordered.size]  # equal probabilities share the bin of their middle, whatever their order
+    number = np.repeat((starts + ends - 1) // 2 * BINS // max(ordered.size, 1), ends - starts)
     return Ranked(order, np.asarray(label, np.float64)[order], ordered, starts, number)
 
 
@@ -63,7 +64,10 @@ def brier(ranked: Ranked, weight: np.ndarray) -> float:
 
 
 def ece(ranked: Ranked, weight: np.ndarray) -> float:
-    """Expected calibration error: mean over bins, by their weight, of |mean chance - share of events|."""
+    """Expected calibration error: mean over bins, by their weight, of |mean chance - share of events|.
+
+    Above 0 by chance, the more so the fewer rows there are, and in a resample by more still: no percentile interval.
+    """
     gap = np.bincount(ranked.bin, weight * (ranked.chance - ranked.label), minlength=BINS)
     return float(np.abs(gap).sum() / weight.sum()) if weight.sum() > 0 else float("nan")
 

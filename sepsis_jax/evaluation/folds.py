@@ -55,7 +55,9 @@ def cross_validate(
         scored = score(trained.model, trained.params, test, settings, compared=compared, train=learned)
         parts.append(scored.scores)
     pooled = episodes.take(np.concatenate(order))
-    scores = {name: join([part[name] for part in parts]) for name in parts[0]}
+    stays = [one.size for one in order]
+    models = dict.fromkeys(name for part in parts for name in part)
+    scores = {name: join([part.get(name, Scores()) for part in parts], stays) for name in models}
     return Scored(np.asarray(pooled.subject_id), scores, {}), pooled
 
 

@@ -17,8 +17,17 @@ _AGES, _CHARLSON = (50, 65, 80), (3, 6, 9)
 _FIGURES = ("auroc", "ece", "bias")
 
 
-def levels(episodes: Episodes, by: str) -> tuple[list[str], np.ndarray]:
-    """Names of the levels of a grouping and the level int[B] of each stay."""
+def levels(episodes: Episodes, by: str, *, at_first: bool = False) -> tuple[list[str], np.ndarray]:
+    """Names of the levels of a grouping and the level int[B] of each stay.
+
+    Treatments count if they were ever given or, with `at_first`, if they were under way at the first decision: what
+    came later is a result of the decisions, so that no policy can be judged within it.
+
+    Raises:
+      InputError: there is no such grouping.
+    """
+    if by not in GROUPINGS:
+        raise InputError("by", expected=f"some of {', '.join(GROUPINGS)}", found=by)
     age, gender, charlson = np.asarray(episodes.static).T
     valid = np.asarray(episodes.valid)
     if by == "sex":
@@ -27,6 +36,9 @@ def levels(episodes: Episodes, by: str) -> tuple[list[str], np.ndarray]:
         return ["18-49", "50-64", "65-79", "80+"], np.digitize(age, _AGES)
     if by == "charlson_band":
         return ["0-2", "3-5", "6-8", "9+"], np.digitize(charlson, _CHARLSON)
+    if at_first:
+        before = np.asarray(episodes.prior_action)[:, 0] > 0
+        return ["not at first", "at first"], (episodes.ventilated[:, 0] if by == "ventilated" else before).astype(int)
     ever = np.asarray(episodes.ventilated) if by == "ventilated" else np.asarray(episodes.vaso_dose) > 0
     return ["never", "ever"], (ever & valid).any(axis=1).astype(int)
 

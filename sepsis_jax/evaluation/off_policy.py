@@ -105,7 +105,7 @@ def values(
 
     Returns:
       Columns by, level, policy, estimator, value, low, high (95 %), se, clipped (value with clipped weights),
-      clipped_share (of the stays), stays, ess, max_share, reliable, reason.
+      clipped_share (of the stays, at any step), stays, patients, ess, max_share, reliable, reason.
     """
     data, found = evidence.data, targets(evidence, policies, seed)
     weights = {name: np.asarray(log_weights(data, one), np.float64) for name, one in found.items()}
@@ -127,7 +127,7 @@ def values(
                 row: dict[str, Any] = {"by": grouping, "level": level, "policy": name, "estimator": column}
                 row |= {key: getattr(one, key) for key in ("value", "low", "high", "se")}
                 row["clipped"] = clipped[name][estimator].value
-                row["clipped_share"] = float((weights[name][inside, -1] > np.log(clip)).mean())
+                row["clipped_share"] = float((weights[name][inside].max(axis=1) > np.log(clip)).mean())
                 row |= {key: getattr(one.diagnosis, key) for key in ("stays", "patients", "ess", "max_share")}
                 rows.append(row | {"reliable": reliable, "reason": reason})
     subject = np.asarray(evidence.tested.subject_id)
@@ -166,7 +166,7 @@ def _groups(episodes: Episodes, by: tuple[str, ...]) -> list[tuple[str, str, np.
     """Groupings, levels and bool[B]; everyone first, levels without stays left out."""
     found = [(ALL, ALL, np.ones(episodes.num_stays, bool))]
     for grouping in by:
-        names, level = groups.levels(episodes, grouping)
+        names, level = groups.levels(episodes, grouping, at_first=True)
         found += [(grouping, name, level == i) for i, name in enumerate(names) if (level == i).any()]
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sepsis_jax.ope.diagnostics import EDGES
 MARK = "†"
 NOTE = f"{MARK} not reliable; policies.csv says why."
 TREATING = "Treating policy: what it says, and how often it was done"
+_LATEX = re.compile(r"[%_&#$]")  # what a caption must escape
 RULES = ("guideline", "underdosing", "overdosing", "festor_a", "festor_b")
 
 
@@ -75,7 +77,9 @@ def rule_table(findings: Findings) -> pd.DataFrame:
     rules, out = findings.rules, {}
     for policy, rows in rules.groupby("policy", sort=False):
         of = rows.set_index("rule")
-        cells = {"guideline kept": f"{1 - of.loc['guideline', 'rate_all']:.2%}"}
+        kept = of.loc["guideline"]
+        low, high = 1 - kept["rate_all_high"], 1 - kept["rate_all_low"]
+        cells = {"guideline kept": f"{1 - kept['rate_all']:.2%} [{100 * low:.2f}, {100 * high:.2f}]"}
         for rule in RULES[1:]:
             one = of.loc[rule]
             cells[rule] = (
@@ -169,7 +173,7 @@ def write(findings: Findings, folder: Path, footer: str) -> list[Path]:
     """Tables as policies.csv, .md and .tex, figures values.png and weights.png; returns what was written."""
     found = tables(findings)
     markdown = [f"## {title}\n\n{_markdown(table)}" for title, table in found.items()]
-    latex = [table.to_latex(caption=title, escape=True) for title, table in found.items()]
+    latex = [table.to_latex(caption=_LATEX.sub(r"\\\g<0>", title), escape=True) for title, table in found.items()]
     texts = {
         "policies.csv": findings.values.to_csv(index=False),
         "policies.md": "\n\n".join([*markdown, NOTE, footer]) + "\n",

@@ -95,7 +95,7 @@ def _extreme_row(name: str, total: np.ndarray, counts: np.ndarray, reduce: Calla
 
 
 def class_row(name: str, labelled: Labelled, counts: np.ndarray, figure: Figure) -> Row:
-    """A figure of predicted probabilities."""
+    """A figure of predicted probabilities; the ECE has no interval, see `ece`."""
     number = labelled.label.size
     if not number:
         return empty_row(name, 0, "no label is known")
@@ -103,8 +103,11 @@ def class_row(name: str, labelled: Labelled, counts: np.ndarray, figure: Figure)
         return empty_row(name, number, f"every label is {'positive' if labelled.label.all() else 'negative'}")
     ranked = rank(labelled.label, labelled.chance)
     stay = labelled.stay[ranked.order]
+    value = figure(ranked, np.ones(number))
+    if figure is ece:  # a resample's is larger, by the noise of its bins
+        return row(name, value, (np.nan, np.nan), number)
     drawn = np.array([figure(ranked, weight[stay].astype(np.float64)) for weight in counts])
-    return row(name, figure(ranked, np.ones(number)), interval(drawn), number)
+    return row(name, value, interval(drawn), number)
 
 
 def difference_row(name: str, first: np.ndarray, second: np.ndarray, counts: np.ndarray) -> Row:

@@ -73,8 +73,10 @@ def safety_table(
             low, high = ratio_interval(violated, at_risk, counts)
             total, risk, number = violated.sum(), at_risk.sum(), valid.sum()
             rate = total / risk if risk else np.nan
-            rows.append((name, rule, total, risk, number, rate, low, high, total / number))
-    columns = ["policy", "rule", "violated", "at_risk", "steps", "rate", "rate_low", "rate_high", "rate_all"]
+            of_all = total / number, *ratio_interval(violated, valid, counts)
+            rows.append((name, rule, total, risk, number, rate, low, high, *of_all))
+    columns = ["policy", "rule", "violated", "at_risk", "steps", "rate", "rate_low", "rate_high"]
+    columns += ["rate_all", "rate_all_low", "rate_all_high"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -36,22 +36,31 @@ class Scores:
         return Scores(self.means | other.means, self.features | other.features, self.labelled | other.labelled)
 
 
-def join(parts: Sequence[Scores]) -> Scores:
-    """Scores of other stays of the same kind, one behind the other (the folds of a cross-validation)."""
-    first = parts[0]
-    stays = [next(iter(part.means.values())).shape[0] for part in parts]
+def join(parts: Sequence[Scores], stays: Sequence[int]) -> Scores:
+    """Scores of so many other stays each, one behind the other (the folds of a cross-validation).
+
+    A figure that a part has no decision for counts nothing there.
+    """
     starts = np.cumsum([0, *stays[:-1]])
-    labelled = {
-        name: Labelled(
-            np.concatenate([part.labelled[name].stay + start for part, start in zip(parts, starts, strict=True)]),
-            np.concatenate([part.labelled[name].label for part in parts]),
-            np.concatenate([part.labelled[name].chance for part in parts]),
+    labelled: dict[str, list[Labelled]] = {}
+    for part, start in zip(parts, starts, strict=True):
+        for name, one in part.labelled.items():
+            labelled.setdefault(name, []).append(Labelled(one.stay + start, one.label, one.chance))
+    return Scores(
+        _behind_each_other([part.means for part in parts], stays),
+        _behind_each_other([part.features for part in parts], stays),
+        {name: Labelled(*map(np.concatenate, zip(*found, strict=True))) for name, found in labelled.items()},
+    )
+
+
+def _behind_each_other(parts: Sequence[dict[str, np.ndarray]], stays: Sequence[int]) -> dict[str, np.ndarray]:
+    known = {name: sums for part in parts for name, sums in part.items()}
+    return {
+        name: np.concatenate(
+            [part.get(name, np.zeros((number, *one.shape[1:]))) for part, number in zip(parts, stays, strict=True)]
         )
-        for name in first.labelled
+        for name, one in known.items()
     }
-    means = {name: np.concatenate([part.means[name] for part in parts]) for name in first.means}
-    features = {name: np.concatenate([part.features[name] for part in parts]) for name in first.features}
-    return Scores(means, features, labelled)
 
 
 def per_stay(rows: np.ndarray, values: np.ndarray, counts: np.ndarray, stays: int) -> np.ndarray:

@@ -275,7 +275,9 @@ def wide_effects(found: list[Row]) -> pd.DataFrame:
 
 
 def cell(row: Row) -> str:
-    """A value with its interval in three digits, or why there is none."""
+    """A value with its interval, if it has one, in three digits, or why there is none."""
     if not np.isfinite(row["value"]):
         return row["reason"]
+    if not np.isfinite(row["low"]):
+        return f"{row['value']:.3g}"
     return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"

@@ -107,7 +107,7 @@ def _divide(above: jax.Array, below: jax.Array) -> jax.Array:
 
 
 def _mean(total: Terms, scale: jax.Array, sums: jax.Array) -> jax.Array:
-    return (jnp.exp(scale) * sums).sum() / total.one
+    return jnp.where(sums == 0, 0.0, jnp.exp(scale) * sums).sum() / total.one  # nothing at whatever weight
 
 
 def _dr(total: Terms, scale: jax.Array) -> jax.Array:
@@ -131,7 +131,7 @@ Estimator = Callable[[Terms, jax.Array], jax.Array]
 """Sums (no leading axes) and scale f[T] -> f[]."""
 
 ESTIMATORS: dict[str, Estimator] = {
-    "is": lambda total, scale: jnp.exp(scale[-1]) * total.whole / total.one,
+    "is": lambda total, scale: _mean(total, scale[-1], total.whole),
     "wis": lambda total, scale: _divide(total.whole, total.weight[-1]),
     "pdis": lambda total, scale: _mean(total, scale, total.paid),
     "wpdis": lambda total, scale: _divide(total.paid, total.weight).sum(),

@@ -53,7 +53,7 @@ class FQESettings:
 
     def __post_init__(self) -> None:
         check_range(self, "fqe", hidden=(1, 65536), updates=(1, math.inf), batch_size=(1, math.inf))
-        check_range(self, "fqe", learning_rate=(0, 10), follow=(0, 1), shrinkage=(0, 1e6), doubt=(0, 1e3))
+        check_range(self, "fqe", learning_rate=(1e-9, 10), follow=(1e-9, 1), shrinkage=(0, 1e6), doubt=(0, 1e3))
 
 
 @struct.dataclass

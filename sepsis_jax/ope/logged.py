@@ -141,7 +141,7 @@ def target(logged: Logged, probs: np.ndarray, q: np.ndarray | None = None, *, na
     """
     valid = logged.valid
     check_probabilities(name, probs, valid)
-    index = np.asarray(logged.action)[..., None]
+    index = np.where(valid, logged.action, 0)[..., None]
     given = np.take_along_axis(np.asarray(probs), index, -1)[..., 0]
     if q is None:
         return Target(given, np.zeros_like(given), np.zeros_like(given))

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 from sepsis_jax.clinical import actions
 from sepsis_jax.clinical.features import INDEX
 from sepsis_jax.dynamics.protocol import History
+from sepsis_jax.errors import check_range
 from sepsis_jax.simulation.policy import Policy
+
+_LEVELS = (0, actions.LEVELS - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +23,9 @@ class Fixed:
 
     vasopressor: int = 0
     fluid: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(self, "Fixed", vasopressor=_LEVELS, fluid=_LEVELS)
 
     def init(self, params: Any, history: History) -> Any:
         """See `Policy.init`."""
@@ -64,6 +70,9 @@ class Guideline:
     map_wean: float = 75.0
     lactate_target: float = 2.0
     fluid_hypoperfused: int = 3
+
+    def __post_init__(self) -> None:
+        check_range(self, "Guideline", fluid_hypoperfused=_LEVELS)
 
     def init(self, params: Any, history: History) -> Any:
         """See `Policy.init`."""

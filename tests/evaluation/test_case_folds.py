@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pickle
+import re
 from pathlib import Path
 
 import jax
@@ -128,11 +129,17 @@ def evaluate(*words):
         (("--by", "sex,colour"), "--by: expected some of sex, age_band"),
         (("--steps", "0"), "--steps: expected a positive number"),
         (("--folds", "1"), "--folds: expected 0, or 2 and more"),
-        (("--case", "7", "--compare", "x"), "--case: expected no --compare or --by"),
+        (("--case", "7", "--compare", "x"), "--case: expected no flags but --episodes, .* found --compare"),
+        (("--steps", "3"), "--what all: .* found --steps"),
+        (("--what", "ranking", "--checkpoint", "x"), "no flags but --json, found --checkpoint"),
+        (("--what", "safety", "--by", "sex"), "--what safety: .* found --by"),
+        (("--what", "cohort", "--compare", "x"), "--what cohort: .* found --compare"),
+        (("--what", "planner", "--out", "x"), "--what planner: .* found --out"),
+        (("--what", "ranking", "--policies.behaviour", "knn"), "behaviour: expected auto or known, found knn"),
         (("--json", "."), "expected a file, found a folder"),
         (("--json", "/dev/null/x.json"), "/dev/null/x.json: expected a place that can be written"),
-        (("--folds", "5", "--checkpoint", "x"), "--folds: expected no --checkpoint"),
-        (("--folds", "5"), "--folds: expected --what world-model, found all"),
+        (("--what", "world-model", "--folds", "5", "--checkpoint", "x"), "--folds: .* found --checkpoint"),
+        (("--folds", "5"), "--what all: .* found --folds"),
         (("--checkpoint", "nowhere"), "nowhere/worldmodel.json: "),
         (("--evaluation.samples", "1"), "samples: expected a whole number from 2"),
         (("--evaluation.rollouts", "0"), "rollouts: expected a whole number from 1"),
@@ -144,7 +151,7 @@ def test_bad_flags_are_refused_in_one_line(words, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as error:
         evaluate(*words)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert re.search(said, str(error.value)) and "\n" not in str(error.value)
 
 
 @pytest.mark.slow

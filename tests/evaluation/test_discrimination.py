@@ -35,6 +35,18 @@ def test_calibration_error_by_hand():
     np.testing.assert_allclose(np.abs(table["predicted"] - table["observed"]), gaps)
 
 
+def test_the_order_of_equal_probabilities_does_not_matter():
+    rng = np.random.default_rng(0)
+    chance = rng.choice([0.1, 0.2, 0.5, 0.9], 200)
+    label = rng.random(200) < 0.5
+    orders = [np.argsort(label), np.argsort(~label), rng.permutation(200)]
+    found = [ece(rank(label[order], chance[order]), np.ones(200)) for order in orders]
+    by_hand = sum(abs((chance[chance == c] - label[chance == c]).sum()) for c in np.unique(chance)) / 200
+    assert found == [pytest.approx(by_hand)] * 3
+    constant = rank(np.arange(100) < 50, np.full(100, 0.5))
+    assert ece(constant, np.ones(100)) == 0
+
+
 def test_without_a_class_there_is_no_figure():
     ranked = rank(np.zeros(4, bool), np.linspace(0, 1, 4))
     assert np.isnan(auroc(ranked, np.ones(4))) and np.isnan(auprc(ranked, np.ones(4)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -173,7 +174,9 @@ def test_tables_and_files(findings, tmp_path):
     np.testing.assert_allclose(back["value"], findings.values["value"])
     text = (tmp_path / "out" / "policies.md").read_text()
     assert "| flat |" in text and "Research software." in text and policy_report.NOTE in text
-    assert r"\begin{tabular}" in (tmp_path / "out" / "policies.tex").read_text()
+    latex = (tmp_path / "out" / "policies.tex").read_text()
+    assert r"\begin{tabular}" in latex and r"\caption{Values (95 \% by patient)}" in latex
+    assert not re.search(r"caption.*[^\\][%_&#]", latex)
     flat = policy_report.flat(findings)
     assert flat["flat_wis_value"] == pytest.approx(back["value"][5]) and "flat_wis_sex_male_value" in flat
     habits, rules = findings.habits.set_index("policy"), findings.rules.set_index(["policy", "rule"])

@@ -152,6 +152,29 @@ def test_weights_beyond_the_range_of_numbers_do_not_overflow():
     assert np.isfinite(found["wis"]) and np.isfinite(found["wpdis"])
 
 
+def test_a_reward_of_nothing_is_nothing_at_whatever_weight():
+    """An outcome alone at the end of long stays: the mean weight overflows, what it multiplies is 0."""
+    shape = (3, 900)
+    reward, probs = np.zeros(shape), np.zeros((*shape, ACTIONS))
+    reward[:, -1] = 1.0
+    length, patient = np.full(3, 900, np.int32), np.arange(3, dtype=np.int32)
+    wide = Logged(np.zeros(shape, np.int32), reward, length, np.full(shape, 1e-3), patient)
+    probs[..., 0] = 1.0
+    found = value(wide, logged.target(wide, probs))
+    assert found["wis"] == pytest.approx(1.0) and found["wpdis"] == pytest.approx(1.0)
+    assert all(np.isposinf(found[name]) for name in ("is", "pdis", "dr"))
+    none = value(dataclasses.replace(wide, reward=0 * reward), logged.target(wide, probs))
+    assert all(none[name] == 0 for name in ("is", "pdis", "dr"))
+
+
+def test_actions_beyond_the_end_are_not_looked_at():
+    data, _, policy, _ = make(stays=4)
+    inside = np.arange(data.action.shape[1]) < data.length[:, None]
+    strange = dataclasses.replace(data, action=np.where(inside, data.action, 99))
+    expected, found = value(data, logged.target(data, policy)), value(strange, logged.target(strange, policy))
+    assert {name: float(one) for name, one in found.items()} == {name: float(one) for name, one in expected.items()}
+
+
 def test_clipped_weights_are_no_larger():
     data, _, policy, _ = make(seed=7)
     target, limit = logged.target(data, policy), 1.5

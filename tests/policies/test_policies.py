@@ -54,6 +54,15 @@ def test_fixed_rule_gives_its_levels():
     assert int(probs.argmax()) == 13 and float(probs.sum()) == 1
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: rules.Fixed(0, 7), lambda: rules.Fixed(-1, 0), lambda: rules.Guideline(fluid_hypoperfused=5)]
+)
+def test_levels_that_do_not_exist_are_refused(make):
+    """Encoded, they would be another drug."""
+    with pytest.raises(InputError, match="expected a whole number from 0 to 4"):
+        make()
+
+
 def recommend(histories, settings=SETTINGS, **params):
     toy = dataclasses.replace(toy_params(), **{k: jnp.float32(v) for k, v in params.items()})
     return planner.recommend(toy_world(), toy, None, histories, jax.random.key(1), settings)

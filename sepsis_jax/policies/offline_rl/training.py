@@ -44,7 +44,7 @@ class OfflineSettings:
 
     def __post_init__(self) -> None:
         check_range(self, "offline_rl", hidden=(1, 65536), updates=(1, math.inf), batch_size=(1, math.inf))
-        check_range(self, "offline_rl", learning_rate=(0, 10), follow=(0, 1), seeds=(1, 1000))
+        check_range(self, "offline_rl", learning_rate=(1e-9, 10), follow=(1e-9, 1), seeds=(1, 1000))
         if not 1 <= self.reports <= self.updates:
             raise InputError("offline_rl", field="reports", expected=f"1 to {self.updates}", found=self.reports)
 
