@@ -22,9 +22,9 @@ class AgentSettings:
       split: which stays: 'train', 'validation', 'test' or 'all'.
       stays: how many of them, in order; 0 takes every one.
       follow: 'recorded_until_deviation' goes along the record while the actions equal the clinician's and lives in
-        the world model (of an ensemble its first member) from the first deviation on; 'model' lives in it from the first
-        decision; 'truth' lives in the
-        patient simulator that made the cohort, with the luck that each patient had.
+        the world model from the first deviation on; 'model' lives in it from the first decision (of an ensemble both
+        mean the first member); 'truth' lives in the patient simulator that made the cohort, with the luck that each
+        patient had.
       concurrency: cases open at once; their simulations are batched.
       seed: of every random number of the run.
     """
