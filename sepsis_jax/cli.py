@@ -81,13 +81,4 @@ def write_json(path: Path, numbers: Mapping[str, float | int | None]) -> None:
     """One flat object of numbers, written aside and renamed; what is not finite becomes null."""
     check_file(path)
     finite = {name: None if value is None or not math.isfinite(value) else value for name, value in numbers.items()}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(finite, indent=1) + "\n")
-        aside.rename(path)
-    except OSError as error:
-        raise InputError(path, expected="a file that can be written", found=error.strerror) from error
-    finally:
-        if aside.parent.is_dir():
-            aside.unlink(missing_ok=True)
+    files.write(path, (json.dumps(finite, indent=1) + "\n").encode())
