@@ -78,10 +78,11 @@ class Practice:
         """Every decision that the run will ask for, in its order; stays begin anew in 'episode'.
 
         Those of one update are about the same step, so that their histories are about equally long. Over the updates
-        each recorded decision is equally likely.
+        each recorded decision (of the first `most_steps`) is equally likely.
         """
         settings, draw = self.settings, np.random.default_rng(self.chosen.seed)
         number, length = settings.updates * settings.decisions, np.asarray(self.episodes.length)[self.rows]
+        length = np.minimum(length, settings.most_steps or length)
         alone = draw.random(number) < self.chosen.alone
         if settings.mode == "episode":
             rows, steps = draw.choice(self.rows, number), np.zeros(number, int)

@@ -82,6 +82,7 @@ class RLSettings:
       mode: 'decision' rewards single decisions of recorded histories with the expected return that the world model
         sees; 'episode' plays whole stays in the world model and pays what each step brings, as published.
       updates: of the policy. decisions: asked for (stays, in whole episodes) an update. group: answers to each.
+      most_steps: decisions are among a stay's first so many, whose histories are short; 0 takes all.
       batch: answers whose gradient is computed at once.
       learning_rate: constant. kl: weight of the distance to the model that the stage started from, above 0.
       temperature: of the answers.
@@ -98,6 +99,7 @@ class RLSettings:
     updates: int = 200
     decisions: int = 4
     group: int = 8
+    most_steps: int = 0
     batch: int = 8
     learning_rate: float = 1e-4
     kl: float = 0.02
@@ -119,7 +121,7 @@ class RLSettings:
         check_range(self, name, learning_rate=(0, 1), kl=(1e-9, 100), temperature=(0.01, 10))
         check_range(self, name, samples=(2, MOST_SAMPLES), horizon=(1, 1000), caution=(0, 1000), most_kl=(0, math.inf))
         check_range(self, name, guideline=(0, 1000), fault=(0, 1000), unfinished=(0, 1000), patience=(1, 1_000_000))
-        check_range(self, name, save_every=(1, 1_000_000))
+        check_range(self, name, save_every=(1, 1_000_000), most_steps=(0, 1_000_000))
         answers = self.decisions * self.group
         if answers % min(self.batch, answers):
             expected = f"a divisor of the {answers} answers of an update (decisions * group)"

@@ -279,16 +279,17 @@ def check_models_that_are_none_get_one_line() -> None:
 
 def check_decisions_of_an_update_are_alike_and_all_are_likely() -> None:
     episodes = make_episodes(60, 9, seed=1)
-    chosen = CurriculumSettings(rl=RLSettings(updates=3000, decisions=2, group=4), alone=0.25)
-    practice = reinforcement.Practice(episodes, np.arange(10, 60), *[None] * 4, None, 16, chosen)
-    found = np.array(practice.decisions())
-    steps = found[:, 1].reshape(-1, 2)
-    assert (steps[:, 0] == steps[:, 1]).all() and (found[:, 1] < episodes.length[found[:, 0]]).all()
-    length = episodes.length[10:]
-    wanted = [(length > step).sum() / length.sum() for step in range(9)]
-    share = np.bincount(steps[:, 0], minlength=9) / len(steps)
-    assert np.abs(share - wanted).max() < 0.03 and abs(found[:, 2].mean() - 0.25) < 0.03
-    assert found[:, 0].min() >= 10 and practice.decisions() == practice.decisions()
+    for most in (0, 4):
+        chosen = CurriculumSettings(rl=RLSettings(updates=3000, decisions=2, group=4, most_steps=most), alone=0.25)
+        practice = reinforcement.Practice(episodes, np.arange(10, 60), *[None] * 4, None, 16, chosen)
+        found = np.array(practice.decisions())
+        steps = found[:, 1].reshape(-1, 2)
+        assert (steps[:, 0] == steps[:, 1]).all() and (found[:, 1] < episodes.length[found[:, 0]]).all()
+        length = np.minimum(episodes.length[10:], most or 9)
+        wanted = [(length > step).sum() / length.sum() for step in range(9)]
+        share = np.bincount(steps[:, 0], minlength=9) / len(steps)
+        assert np.abs(share - wanted).max() < 0.03 and abs(found[:, 2].mean() - 0.25) < 0.03
+        assert found[:, 0].min() >= 10 and practice.decisions() == practice.decisions()
 
 
 ANSWERS = [[10 + number, 20, 30, 40 + number] for number in range(4)]
