@@ -46,7 +46,7 @@ def options(out: Path, base: BaseSettings, seed: int) -> dict[str, Any]:
         "logging_steps": 1,
         "report_to": "none",
         "seed": seed,
-        "bf16": base.dtype == "bfloat16",
+        "bf16": "bfloat16" in (base.dtype, base.precision),
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": torch.cuda.is_available(),  # what fits on a CPU need not be computed twice
         "disable_tqdm": True,

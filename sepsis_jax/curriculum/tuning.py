@@ -7,12 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sepsis_jax.curriculum import data, models, progress, stage
 from sepsis_jax.curriculum.settings import BaseSettings, TuningSettings
 from sepsis_jax.errors import InputError
+
+
+class Batches(DataCollatorForLanguageModeling):
+    """Dialogues padded at their ends, where no word looks; so a mask hides nothing, and costs a quarter of the time."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """`input_ids`, `labels` (-100 where no loss is) and `attention_mask` (ones), int64[B,T]."""
+        made = super().torch_call(examples)
+        return made | {"attention_mask": torch.ones_like(made["attention_mask"])}
 
 
 def run(
@@ -61,6 +72,7 @@ def run(
         args=options,
         train_dataset=Dataset.from_list(ordered),
         processing_class=tokenizer,
+        data_collator=Batches(tokenizer.pad_token_id),
         peft_config=models.additions(base),
         callbacks=[progress.Log(out), progress.Guard(out)],
     )

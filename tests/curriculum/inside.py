@@ -123,6 +123,35 @@ def check_what_is_taught_and_that_a_kill_changes_nothing() -> None:
         assert not torch.equal(weights(folder / "whole"), weights_of_start(folder))
 
 
+def check_padding_changes_nothing() -> None:
+    model, tokenizer = small_models.tiny([DIALOGUE] * 3, vocabulary=400, hidden=128, layers=1)
+    rows = [{"input_ids": [*range(9, 9 + size)], "labels": [-100] * 4 + [*range(13, 9 + size)]} for size in (5, 12)]
+    batch = tuning.Batches(tokenizer.pad_token_id)(rows)
+    alone = [model(**tuning.Batches(tokenizer.pad_token_id)([row])).logits[0] for row in rows]
+    for row, logits, one in zip(batch["labels"], model(**batch).logits, alone, strict=True):
+        assert torch.allclose(logits[: len(one)], one, atol=1e-5), (logits[: len(one)] - one).abs().max()
+        assert (row[len(one) :] == -100).all()
+
+
+def check_products_are_rounded_and_weights_are_not() -> None:
+    dialogues = [
+        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": one}]} for one in "abcdefgh"
+    ]
+    left = {}
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        keep_a_model(folder)
+        for precision in ("float32", "bfloat16"):
+            base = BaseSettings(precision=precision)
+            tuning.run(dialogues, folder / "start", folder / precision, base, TuningSettings(batch=2), 0)
+            left[precision] = weights(folder / precision)
+        start = weights_of_start(folder)
+    exact, rounded = (left[precision] - start for precision in ("float32", "bfloat16"))
+    assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+    alike = torch.nn.functional.cosine_similarity(exact, rounded, dim=0)
+    assert alike > 0.9, alike
+
+
 def weights_of_start(folder: Path) -> torch.Tensor:
     (folder / "begin").mkdir()
     (folder / "start").rename(folder / "begin" / "model")
