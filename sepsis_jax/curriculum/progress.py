@@ -23,6 +23,8 @@ from sepsis_jax.errors import InputError
 _WHOLE = "whole"
 """File that a checkpoint gets when all of it is written: digests of the others."""
 _KEPT = 2
+WIDTH = 64
+"""Tokens that batches are padded to multiples of: for every other width oneDNN keeps a program, of some 50 MB."""
 _CURVES = {
     "loss": "loss",
     "mean_token_accuracy": "tokens foretold",

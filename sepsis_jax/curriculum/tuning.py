@@ -72,7 +72,7 @@ def run(
         args=options,
         train_dataset=Dataset.from_list(ordered),
         processing_class=tokenizer,
-        data_collator=Batches(tokenizer.pad_token_id),
+        data_collator=Batches(tokenizer.pad_token_id, pad_to_multiple_of=progress.WIDTH),
         peft_config=models.additions(base),
         callbacks=[progress.Log(out), progress.Guard(out)],
     )
