@@ -251,6 +251,7 @@ def run(practice: Practice, start: Path, out: Path, base: BaseSettings) -> None:
         max_completion_length=practice.llm.max_tokens,
         save_steps=settings.save_every,
         shuffle_dataset=False,
+        pad_to_multiple_of=progress.WIDTH,
         reward_weights=[1.0] + [0.0] * (len(FIGURES) - 1),
         use_vllm=settings.vllm,
         vllm_mode="colocate",
