@@ -80,10 +80,10 @@ curriculum: $(VENV)/.installed vllm llm-train
 	test -d runs/curriculum_tiny/episodes || $(BIN)/python prepare_data.py --config configs/curriculum_tiny.yaml
 	for stage in $(STAGES); do $(TRAIN)/bin/python train_agent.py --stage $$stage $(CURRICULUM) || exit 2; done
 
-# The tiny language model that comes with the package: what the first two stages leave.
+# The tiny language model that comes with the package: what the three stages leave.
 tiny-agent:
-	$(MAKE) curriculum STAGES="data dynamics demonstrations"
-	cp runs/curriculum_tiny/curriculum/demonstrations/model/* sepsis_jax/checkpoints/tiny_agent/
+	$(MAKE) curriculum
+	cp runs/curriculum_tiny/curriculum/rl/model/* sepsis_jax/checkpoints/tiny_agent/
 
 curriculum-smoke: $(VENV)/.installed-dev vllm llm-train
 	$(SLOW) tests/curriculum/test_stages.py
