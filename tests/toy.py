@@ -38,6 +38,7 @@ class ToyDynamics:
     """`Dynamics` whose state is the observation itself."""
 
     members: ClassVar[int] = 1
+    precision: ClassVar[str] = "float32"
 
     def member(self, params: ToyParams, index: Any) -> ToyParams:
         return params

@@ -56,6 +56,7 @@ class VAR:
     """
 
     members: ClassVar[int] = 1
+    precision: ClassVar[str] = "float32"
 
     def member(self, params: VARParams, index: Any) -> VARParams:
         """There is one."""

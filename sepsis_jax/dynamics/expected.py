@@ -50,6 +50,11 @@ class ExpectedExits:
         """M of the model."""
         return self.model.members
 
+    @property
+    def precision(self) -> str:
+        """Of the model."""
+        return self.model.precision
+
     def member(self, params: Any, index: Any) -> Any:
         """See `Dynamics.member`."""
         return self.model.member(params, index)

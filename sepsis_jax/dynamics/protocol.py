@@ -76,6 +76,11 @@ class Dynamics(Protocol):
         """M, at least 1."""
         ...
 
+    @property
+    def precision(self) -> str:
+        """To which operands of matrix products are rounded: 'float32' or 'bfloat16'."""
+        ...
+
     def member(self, params: Any, index: Any) -> Any:
         """Params of member `index` i32[]."""
         ...

@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 from sepsis_jax.clinical.features import NUM_FEATURES
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.errors import InputError
-from sepsis_jax.simulation.block import AXIS, MOST_SAMPLES, SMALL_TILE, Job, Layout, run_blocks
+from sepsis_jax.simulation.block import AXIS, LARGE_TILE, MOST_SAMPLES, SMALL_TILE, TILE, Job, Layout
+from sepsis_jax.simulation.compiled import compiled
 from sepsis_jax.simulation.course import Moment, World
 from sepsis_jax.simulation.record import Record, Samples
 from sepsis_jax.simulation.rollout import check_levels, pad_plans
@@ -42,7 +43,7 @@ def block_for(gigabytes: float | None, record: Record, members: int, samples: in
       record, samples, horizon: see `simulate`. members: M of the dynamics.
       cells: whose statistics are kept together at least.
     """
-    most = BLOCK if jax.default_backend() == "cpu" else 64 * BLOCK  # one block fills a CPU
+    most = BLOCK if _on_cpu() else 64 * BLOCK  # one block fills a CPU
     for halvings in range(int(math.log2(most)) + 1):
         block = most >> halvings
         layout = Layout.of(members, samples, horizon, block)
@@ -107,8 +108,9 @@ def simulate(
     _check(world, histories, plans, samples, horizon)
     batch, candidates = plans.shape[:2]
     few = batch * candidates * samples <= _SMALL
-    size = {"block": min(block, _SMALL), "tile": SMALL_TILE} if few else {"block": block}
-    layout = Layout.of(world.dynamics.members, samples, horizon, **size)
+    block = min(block, _SMALL) if few else block
+    tile = SMALL_TILE if few else TILE if _on_cpu() else min(LARGE_TILE, block)
+    layout = Layout.of(world.dynamics.members, samples, horizon, block, tile)
     plans = pad_plans(world, np.asarray(plans, np.int8), horizon, layout.rows).reshape(
         batch * candidates, layout.rows, 2
     )
@@ -118,18 +120,23 @@ def simulate(
     mesh = Mesh(np.array(jax.local_devices()[: 1 if few else None]), (AXIS,))
     rounds = math.ceil(len(patient) / (layout.total // groups * mesh.size))
     most = math.ceil(len(patient) / (rounds * mesh.size))  # cells of a job, so that all jobs are of one size
+    run = compiled(world.dynamics.precision)
     parts = []
     for first in range(0, len(patient), most * mesh.size):
         cells = [slice(first + i * most, min(first + (i + 1) * most, len(patient))) for i in range(mesh.size)]
         jobs = [make_job(layout, histories, patient[part], plans[part], samples, horizon) for part in cells]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jobs)
-        found = jax.device_get(run_blocks(world, record, layout, mesh, params, policy_params, stacked, seed))
+        found = jax.device_get(run(world, record, layout, mesh, params, policy_params, stacked, seed))
         for i, (job, part) in enumerate(zip(jobs, cells, strict=True)):
             if part.start < part.stop:
                 own = jax.tree.map(lambda leaf: leaf[i], found)  # noqa: B023
                 slots = place(job, part.stop - part.start, groups)
                 parts.append(record.collect(own, slots, samples, horizon))
     return jax.tree.map(lambda *leaves: _join(leaves, batch, candidates), *parts)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _check(world: World, histories: History, plans: Any, samples: int, horizon: int) -> None:

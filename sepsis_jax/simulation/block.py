@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,15 +23,17 @@ from sepsis_jax.simulation.record import Record, Samples
 
 AXIS = "blocks"
 """Of the mesh of devices."""
+STATIC = ("world", "record", "layout", "mesh")
+"""Of `run_blocks`."""
 _UNITS = (16, 256, 4096)  # samples of a slot
 _MOST_SLOTS = 16  # of a cell
 MOST_SAMPLES = _UNITS[-1] * _MOST_SLOTS
 """Of a cell."""
-TILE, SMALL_TILE = 2048, 128
-"""Trajectories of a member that are computed together: what products are fast at, and where there are few of them."""
+TILE, SMALL_TILE, LARGE_TILE = 256, 128, 65_536
+"""Trajectories of a member that are computed together: what the cache of a core holds; few; an accelerator."""
 _ROWS = 24  # steps; a horizon beyond needs another program
 _AT_A_TIME = 8  # histories to read
-_SHARE = 8  # slots a noise, from which on not one for each slot is drawn
+_SHARE = 8  # slots of a tile at least, and the most turns in which its noises are drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +41,15 @@ class Layout:
     """Static shapes of a block.
 
     Attributes:
-      members: M. tiles: J of each member. slots: in a tile. width: samples of one member in a slot.
-      rows: steps that there is room for.
+      members: M. tiles: J of each member. slots: in a tile. parts: of a tile, one after the other. chunk: samples of
+        each of its slots in a part. rows: steps that there is room for.
     """
 
     members: int
     tiles: int
     slots: int
-    width: int
+    parts: int
+    chunk: int
     rows: int
 
     @classmethod
@@ -55,9 +59,15 @@ class Layout:
             raise ValueError(f"expected 1 to {MOST_SAMPLES} samples, found {samples}")
         unit = next(unit for unit in _UNITS if samples <= unit * _MOST_SLOTS)
         width = math.ceil(unit / members)
-        slots = max(4 * _SHARE, tile // width // _SHARE * _SHARE)
+        slots = max(_SHARE, tile // width // _SHARE * _SHARE)
+        parts = math.ceil(width * slots / tile)
         tiles = math.ceil(max(_MOST_SLOTS, block // unit) / slots)
-        return cls(members, tiles, slots, width, _ROWS * math.ceil(horizon / _ROWS))
+        return cls(members, tiles, slots, parts, math.ceil(width / parts), _ROWS * math.ceil(horizon / _ROWS))
+
+    @property
+    def width(self) -> int:
+        """W, samples of one member in a slot."""
+        return self.parts * self.chunk
 
     @property
     def total(self) -> int:
@@ -97,7 +107,7 @@ class Job:
     horizon: Any
 
 
-@partial(jax.jit, static_argnames=("world", "record", "layout", "mesh"))
+@partial(jax.jit, static_argnames=STATIC)
 def run_blocks(
     world: World,
     record: Record,
@@ -170,44 +180,73 @@ def _tile(
     member: jax.Array,
     number: jax.Array,
 ) -> tuple[Any, jax.Array, jax.Array]:
-    """One tile of one member from the decision to the horizon: kept [rows,slots,width,...], ends [slots,width].
-
-    On the way its trajectories are [width*slots], so that what a slot shares is spread over a leading axis.
-    """
+    """One tile of one member from the decision to the horizon: kept [rows,slots,width,...], ends [slots,width]."""
     cell = job.cell[number]
     row = job.row[cell]
-    keys = _keys(layout, job, seed, member, number)
+    before = jax.tree.map(lambda leaf: leaf[row], starts)
+    keys = _keys(layout, job, seed, member, number).reshape(layout.parts, layout.chunk, layout.slots)
 
-    def each(row: jax.Array) -> jax.Array:
-        """[slots,...] -> [width*slots,...]."""
-        return jnp.tile(row, (layout.width, *(1,) * (row.ndim - 1)))
-
-    def flat(leaf: jax.Array) -> jax.Array:
-        """[width,slots,...] -> [width*slots,...]."""
-        return leaf.reshape(layout.width * layout.slots, *leaf.shape[2:])
+    def part(keys: jax.Array) -> Any:
+        noises = partial(_noise, world, layout, job, keys, number)
+        return _part(world, record, layout, own, policy_params, before, now[row], job.plans[cell], noises, job.horizon)
 
     def by_slot(leaf: jax.Array) -> jax.Array:
-        """[width*slots,...] -> [slots,width,...]."""
-        return leaf.reshape(layout.width, layout.slots, *leaf.shape[1:]).swapaxes(0, 1)
+        """[parts,chunk*slots] -> [slots,width]."""
+        return leaf.reshape(layout.width, layout.slots).swapaxes(0, 1)
+
+    def rows_by_slot(leaf: jax.Array) -> jax.Array:
+        """[parts,rows,chunk*slots,...] -> [rows,slots,width,...]."""
+        apart = leaf.reshape(layout.parts, layout.rows, layout.chunk, layout.slots, *leaf.shape[3:])
+        apart = jnp.moveaxis(apart, 3, 0).swapaxes(1, 2).swapaxes(0, 1)  # [rows,slots,parts,chunk,...]
+        return apart.reshape(layout.rows, layout.slots, layout.width, *leaf.shape[3:])
+
+    kept, *ends = jax.lax.map(part, keys)
+    return jax.tree.map(rows_by_slot, kept), *map(by_slot, ends)
+
+
+def _part(
+    world: World,
+    record: Record,
+    layout: Layout,
+    own: Any,
+    policy_params: Any,
+    before: Course,
+    now: jax.Array,
+    plans: jax.Array,
+    noises: Callable[[Any], StepNoise],
+    horizon: jax.Array,
+) -> tuple[Any, jax.Array, jax.Array]:
+    """Some samples of a tile's slots: kept [rows,chunk*slots,...], ends [chunk*slots].
+
+    Its trajectories are [chunk*slots], so that what a slot shares (`before`, `now` and `plans`, leading [slots]) is
+    spread over a leading axis.
+    """
+
+    def each(row: jax.Array) -> jax.Array:
+        """[slots,...] -> [chunk*slots,...]."""
+        return jnp.tile(row, (layout.chunk, *(1,) * (row.ndim - 1)))
+
+    def flat(leaf: jax.Array) -> jax.Array:
+        """[chunk,slots,...] -> [chunk*slots,...]."""
+        return leaf.reshape(layout.chunk * layout.slots, *leaf.shape[2:])
 
     def keep(moment: Moment) -> Any:
-        return jax.vmap(record.keep)(moment, each(now[row]))
+        return jax.vmap(record.keep)(moment, each(now))
 
     # Before the first step all samples of a slot are one.
-    run, before = partial(advance, world, own, policy_params), jax.tree.map(lambda leaf: leaf[row], starts)
+    run = partial(advance, world, own, policy_params)
     first = jax.vmap(jax.vmap(partial(run, index=0)), (None, None, 0))
-    noise = _noise(world, layout, job, keys, number, 0)
-    course, moment = jax.tree.map(flat, first(before, job.plans[cell, 0], noise))
+    course, moment = jax.tree.map(flat, first(before, plans[:, 0], noises(0)))
     kept = jax.tree.map(lambda leaf: jnp.zeros((layout.rows, *leaf.shape), leaf.dtype).at[0].set(leaf), keep(moment))
 
     def body(index: Any, carry: tuple[Course, Any]) -> tuple[Course, Any]:
-        noise = jax.tree.map(flat, _noise(world, layout, job, keys, number, index))
-        course, moment = jax.vmap(partial(run, index=index))(carry[0], each(job.plans[cell, index]), noise)
+        course, moment = jax.vmap(partial(run, index=index))(
+            carry[0], each(plans[:, index]), jax.tree.map(flat, noises(index))
+        )
         return course, jax.tree.map(lambda whole, part: whole.at[index].set(part), carry[1], keep(moment))
 
-    course, kept = jax.lax.fori_loop(1, job.horizon, body, (course, kept))
-    ends = jax.vmap(partial(finish, world, own))(course)
-    return jax.tree.map(jax.vmap(by_slot), kept), *map(by_slot, ends)
+    course, kept = jax.lax.fori_loop(1, horizon, body, (course, kept))
+    return kept, *jax.vmap(partial(finish, world, own))(course)
 
 
 def _number(layout: Layout, group: jax.Array, member: Any) -> jax.Array:
@@ -224,18 +263,17 @@ def _keys(layout: Layout, job: Job, seed: jax.Array, member: jax.Array, number: 
 
 
 def _noise(world: World, layout: Layout, job: Job, keys: jax.Array, number: jax.Array, index: Any) -> StepNoise:
-    """StepNoise with leading [width,slots] of one step: where a few are shared by many, only those are drawn."""
+    """StepNoise with leading [chunk,slots] of one step: of `keys` [chunk,slots] only those that the tile has."""
     draw = jax.vmap(jax.vmap(lambda key: step_noise(world.dynamics, key, index)))
     few = layout.slots // _SHARE
 
-    def first() -> StepNoise:
-        """In arrays of the same shapes, the rest of which is not looked at."""
-        rest = (0, layout.slots - few)
-        return jax.tree.map(
-            lambda leaf: jnp.pad(leaf, [(0, 0), rest, *[(0, 0)] * (leaf.ndim - 2)]), draw(keys[:, :few])
-        )
+    def turn(number: jax.Array, drawn: StepNoise) -> StepNoise:
+        new = draw(jax.lax.dynamic_slice_in_dim(keys, number * few, few, axis=1))
+        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * few, axis=1)
+        return jax.tree.map(put, drawn, new)
 
-    drawn = jax.lax.cond(job.noises[number] <= few, first, lambda: draw(keys))
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, keys))
+    drawn = jax.lax.fori_loop(0, -(-job.noises[number] // few), turn, blank)
     return jax.tree.map(lambda leaf: leaf[:, job.source[number]], drawn)
 
 

@@ -136,6 +136,7 @@ class Wishful:
     """Dynamics that read the record alone, as a world model does: MAP rises by 5 mmHg a vasopressor level."""
 
     members = 1
+    precision = "float32"
 
     def member(self, params, index):
         return params
@@ -220,6 +221,7 @@ class Two(Wishful):
     """Two members, whose outcomes tell them apart."""
 
     members = 2
+    precision = "float32"
 
     def member(self, params, index):
         return params[index]

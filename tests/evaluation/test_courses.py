@@ -35,6 +35,7 @@ class _Pair(ToyDynamics):
     """Two members: the second one's MAP never moves by itself."""
 
     members: int = 2
+    precision: str = "float32"
 
     def member(self, params: Any, index: Any) -> Any:
         return dataclasses.replace(params, noise_map=jnp.where(index == 0, params.noise_map, 0.0))

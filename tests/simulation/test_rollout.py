@@ -286,6 +286,7 @@ class TwoToys(ToyDynamics):
     """Members that disagree on what a vasopressor does."""
 
     members = 2
+    precision = "float32"
 
     def member(self, params, index):
         return dataclasses.replace(params, pressor=params.pressor + 4.0 * index)

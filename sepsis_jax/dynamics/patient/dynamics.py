@@ -56,6 +56,7 @@ class PatientDynamics:
 
     bins: ActionBins = AI_CLINICIAN_BINS
     members: ClassVar[int] = 1
+    precision: ClassVar[str] = "float32"
 
     def member(self, params: Params, index: Any) -> Params:
         """There is one truth."""
