@@ -52,6 +52,13 @@ class GRUCell(nnx.Module):
         new = jnp.tanh(new_x + _sigmoid(reset_x + reset_h) * new_h)
         return new + _sigmoid(update_x + update_h) * (hidden - new)
 
+    def begin(self, projected: jax.Array) -> jax.Array:
+        """`advance` from zeros, whose products are zeros: f32[3H] -> f32[H]."""
+        reset_x, update_x, new_x = jnp.split(projected, 3)
+        reset_h, update_h, new_h = jnp.split(self.bias_hh[...], 3)
+        new = jnp.tanh(new_x + _sigmoid(reset_x + reset_h) * new_h)
+        return new - _sigmoid(update_x + update_h) * new
+
     def product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         """f32[...,in], f32[in,out] -> f32[...,out], of operands rounded to `dtype`."""
         return jnp.matmul(x.astype(self.dtype), weight.astype(self.dtype), preferred_element_type=jnp.float32)

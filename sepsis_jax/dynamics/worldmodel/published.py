@@ -41,8 +41,8 @@ class Flight:
     """What the windows of a simulation share.
 
     Attributes:
-      begun: 5 x Layers: the next window, and the four after it, after what each holds of the time before `prepare`;
-        zeros where that is nothing.
+      begun: 5 x Layers: the first window after `prepare`, and the four after it, after what each holds of the time
+        before; what later ones hold of it is nothing.
       outcome: Layers, the outcome's window of the next step, but for its newest two rows.
       projected: 5 x f32[3H], the first layer's part of the rows before the newest, in the state network.
       steps: i32[] since `prepare`.
@@ -100,6 +100,13 @@ class Trunk(nnx.Module):
         after = [self.gru.cells[0].advance(hidden[0], projected)]
         for cell, before in zip(self.gru.cells[1:], hidden[1:], strict=True):
             after.append(cell(before, after[-1]))
+        return tuple(after)
+
+    def begin(self, projected: jax.Array) -> Layers:
+        """After the first row of a window."""
+        after = [self.gru.cells[0].begin(projected)]
+        for cell in self.gru.cells[1:]:
+            after.append(cell.begin(cell.project(after[-1])))
         return tuple(after)
 
     def _inputs(self, rows: jax.Array, static: jax.Array) -> jax.Array:
@@ -195,14 +202,13 @@ class PublishedNetwork(nnx.Module):
 
     def _fly(self, flight: Flight, row: jax.Array, static: jax.Array) -> Flight:
         """After the newest row is complete: the next window has been used."""
-        state, outcome = self.state.trunk, self.outcome.trunk
-        begun = (*flight.begun[1:], tuple(state.gru.initial()))
+        outcome = self.outcome.trunk
         # Only the first step: a loop of no rounds costs nothing in a batch, where a choice would compute both sides.
         done = jnp.minimum(flight.steps, 1)
         last = jax.lax.fori_loop(
             done, 1, lambda _, hidden: outcome.advance(hidden, outcome.project(row, static)), flight.outcome
         )
-        return Flight(begun, last, self._projected(flight, row, static)[1:], flight.steps + 1)
+        return Flight(flight.begun, last, self._projected(flight, row, static)[1:], flight.steps + 1)
 
     def _projected(self, flight: Flight, row: jax.Array, static: jax.Array) -> tuple[jax.Array, ...]:
         """6 x f32[3H] of the next window, of which `row` is the newest."""
@@ -216,12 +222,22 @@ class PublishedNetwork(nnx.Module):
         last = _complete(memory.rows[-1], action)
         if memory.flight is None:
             return self.state(jnp.concatenate([memory.rows[-STATE_WINDOW:-1], last[None]]), static, key)
-        own = STATE_WINDOW - 1 - jnp.minimum(memory.flight.steps, STATE_WINDOW - 1)
-        least, hidden = _least(own), memory.flight.begun[0]
+        steps, trunk = memory.flight.steps, self.state.trunk
+        own = STATE_WINDOW - 1 - jnp.minimum(steps, STATE_WINDOW - 1)
+        least, begun = _least(own), memory.flight.begun
+
+        def before() -> Layers:
+            """After the `own` rows that the window holds of the time before; of no meaning where it holds none."""
+            chosen = begun[-1]
+            for number, hidden in enumerate(begun[:-1]):
+                chosen = jax.tree.map(partial(jnp.where, steps == number), hidden, chosen)
+            return chosen
+
+        hidden = jax.lax.cond(_least(-own) == 0, lambda: begun[0], before)
         for number, row in enumerate(self._projected(memory.flight, last, static)):
 
             def read(hidden: Layers, number: int = number, row: jax.Array = row) -> Layers:
-                after = self.state.trunk.advance(hidden, row)
+                after = trunk.advance(hidden, row) if number else trunk.begin(row)
                 return jax.tree.map(partial(jnp.where, number < own), hidden, after)
 
             hidden = jax.lax.cond(number < least, lambda hidden: hidden, read, hidden)
