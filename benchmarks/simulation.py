@@ -102,7 +102,7 @@ def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, f
             cases[f"{name}_batched_h{h}"] = (partial(_torch(path, h, threads=2), batch), batch * h)
             for threads in (1, 2):
                 peer = _torch(path, h, threads)
-                cases[f"{name}_loop_h{h}_{threads}"] = (lambda peer=peer: [peer(1) for _ in range(10)], 10 * h)
+                cases[f"{name}_loop_h{h}_{threads}"] = (lambda peer=peer: [peer(1) for _ in range(30)], 30 * h)
                 cases[f"{name}_of25_h{h}_{threads}"] = (lambda peer=peer: [peer(25) for _ in range(10)], 250 * h)
     carry = partial(_ours, checkpoints.CARRY, episodes, patients, 12)
     cases["carry_h12"] = (carry(DEFAULT), steps * 12)
@@ -113,8 +113,9 @@ def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, f
     square = jnp.ones((1024, 1024))
     product = jax.jit(lambda a: a @ a)
     dense = torch.ones(1024, 1024)
-    cases["gemm_xla"] = (lambda: jax.block_until_ready(product(square)), 2 * 1024**3)
-    cases["gemm_torch"] = (lambda: dense @ dense, 2 * 1024**3)
+    # Many, since the first ones after something else are slow.
+    cases["gemm_xla"] = (lambda: [jax.block_until_ready(product(square)) for _ in range(50)], 50 * 2 * 1024**3)
+    cases["gemm_torch"] = (lambda: [dense @ dense for _ in range(50)], 50 * 2 * 1024**3)
     rate = {name: statistics.median(rates) for name, rates in _alternate(cases, turns).items()}
     for name, h in (("carry", 12), ("published", 1), ("published", 12)):
         for peer in ("loop", "of25"):

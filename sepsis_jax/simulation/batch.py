@@ -119,11 +119,12 @@ def simulate(
     groups = layout.slots_of_cell(samples)
     mesh = Mesh(np.array(jax.local_devices()[: 1 if few else None]), (AXIS,))
     rounds = math.ceil(len(patient) / (layout.total // groups * mesh.size))
-    most = math.ceil(len(patient) / (rounds * mesh.size))  # cells of a job, so that all jobs are of one size
+    share, rest = divmod(len(patient), rounds * mesh.size)  # cells of a job, and how many jobs have one more
+    bounds = [i * share + min(i, rest) for i in range(rounds * mesh.size + 1)]
     run = compiled(world.dynamics.precision)
     parts = []
-    for first in range(0, len(patient), most * mesh.size):
-        cells = [slice(first + i * most, min(first + (i + 1) * most, len(patient))) for i in range(mesh.size)]
+    for first in range(0, rounds * mesh.size, mesh.size):
+        cells = [slice(bounds[i], bounds[i + 1]) for i in range(first, first + mesh.size)]
         jobs = [make_job(layout, histories, patient[part], plans[part], samples, horizon) for part in cells]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jobs)
         found = jax.device_get(run(world, record, layout, mesh, params, policy_params, stacked, seed))

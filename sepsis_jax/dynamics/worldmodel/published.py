@@ -261,11 +261,18 @@ class PublishedNetwork(nnx.Module):
         if memory.flight is None:
             return self.outcome(memory.rows, static, key)[None]
         trunk, rows, one = self.outcome.trunk, memory.rows, memory.flight.steps == 1
-        begun = jax.tree.map(lambda hidden: jnp.where(one, hidden, 0.0), memory.flight.outcome)
         known = jnp.where(one, OUTCOME_WINDOW - 1, 0)
-        read = jax.lax.fori_loop(
-            known, OUTCOME_WINDOW, lambda i, hidden: trunk.advance(hidden, trunk.project(rows[i], static)), begun
-        )
+        least, begun = _least(known), memory.flight.outcome
+
+        def begin() -> Layers:
+            return jax.tree.map(partial(jnp.where, one), begun, trunk.begin(trunk.project(rows[0], static)))
+
+        def advance(number: Any, hidden: Layers) -> Layers:
+            after = trunk.advance(hidden, trunk.project(rows[number], static))
+            return jax.tree.map(partial(jnp.where, number < known), hidden, after)
+
+        hidden = jax.lax.cond(least == 0, begin, lambda: begun)
+        read = jax.lax.fori_loop(jnp.maximum(least, 1), OUTCOME_WINDOW, advance, hidden)
         return self.outcome.head(read[-1])[None]
 
 
