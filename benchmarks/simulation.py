@@ -1,9 +1,9 @@
 """Speed of the batched simulation: `python benchmarks/simulation.py [--curves false] [--json FILE]`.
 
 A sim-step is one trajectory advanced 4 h by one member. The peers are the same networks with the same draws in PyTorch
-(benchmarks/torch_simulation.py), in f32: batched over all candidates and samples of a patient, over the 25 candidates
-alone (`of25`), or looping over single trajectories; the latter two with one and with two threads, whichever is faster.
-Ratios are medians over turns taken in the same run.
+(benchmarks/torch_simulation.py), in f32 unless a name says bf16: batched over all candidates and samples of a patient,
+over the 25 candidates alone (`of25`), or looping over single trajectories; the latter two with one and with two
+threads, whichever is faster. Ratios are medians over turns taken in the same run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.dynamics.worldmodel.model import Precision, WorldModel
 from sepsis_jax.dynamics.worldmodel.sharding import one_device_a_core
 from sepsis_jax.simulation.batch import simulate
-from sepsis_jax.simulation.block import run_blocks
+from sepsis_jax.simulation.compiled import compiled
 from sepsis_jax.simulation.course import World
 from sepsis_jax.simulation.record import RETURNS, Record, Summarize, Trajectories
 from sepsis_jax.simulation.sweep import KEY_FEATURES
@@ -100,6 +100,9 @@ def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, f
         for h in horizons:
             cases[f"{name}_core_h{h}"] = (_ours(path, episodes, patients, h, RETURNS), steps * h)
             cases[f"{name}_batched_h{h}"] = (partial(_torch(path, h, threads=2), batch), batch * h)
+            if name == "carry":
+                peer = partial(_autocast, _torch(path, h, threads=2), batch)
+                cases[f"carry_batched_bf16_h{h}"] = (peer, batch * h)
             for threads in (1, 2):
                 peer = _torch(path, h, threads)
                 cases[f"{name}_loop_h{h}_{threads}"] = (lambda peer=peer: [peer(1) for _ in range(30)], 30 * h)
@@ -133,6 +136,9 @@ def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, f
         "carry_core_vs_torch_batched": rate["carry_core_h12"] / batched,
         "carry_bf16_vs_torch_batched": rate["carry_bf16_h12"] / batched,
         "carry_core_bf16_vs_torch_batched": rate["carry_core_bf16_h12"] / batched,
+        "carry_bf16_vs_torch_batched_bf16": rate["carry_bf16_h12"] / rate["carry_batched_bf16_h12"],
+        "carry_core_bf16_vs_torch_batched_bf16": rate["carry_core_bf16_h12"] / rate["carry_batched_bf16_h12"],
+        "carry_vs_torch_of25": rate["carry_h12"] / rate["carry_of25_h12"],
         "carry_core_vs_torch_of25": rate["carry_core_h12"] / rate["carry_of25_h12"],
         "published_vs_torch_of25_h1": rate["published_core_h1"] / rate["published_of25_h1"],
         "published_vs_torch_of25_h12": rate["published_core_h12"] / rate["published_of25_h12"],
@@ -206,6 +212,12 @@ def _torch(path: Path, horizon: int, threads: int) -> Callable[[int], Any]:
     return run
 
 
+def _autocast(run: Callable[[int], Any], count: int) -> Any:
+    """The peer with products in bfloat16."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return run(count)
+
+
 def _crn(episodes: Episodes, states: int = 200, samples: int = 64) -> dict[str, float]:
     """How much common random numbers narrow a difference from no treatment, in variance.
 
@@ -230,6 +242,7 @@ def _curves(episodes: Episodes) -> dict[str, float]:
 
     The best of three turns: what other processes take of the machine only adds.
     """
+    run_blocks = compiled("float32")
     before = run_blocks._cache_size()
     axes: dict[str, tuple[int, ...]] = {
         "patients": (1, 4, 16, 64, 250, 1000),
