@@ -9,6 +9,7 @@ cache. `block` is the program, this is what fills it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from typing import Any
@@ -126,8 +127,8 @@ def simulate(
     for first in range(0, rounds * mesh.size, mesh.size):
         cells = [slice(bounds[i], bounds[i + 1]) for i in range(first, first + mesh.size)]
         jobs = [make_job(layout, histories, patient[part], plans[part], samples, horizon) for part in cells]
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jobs)
-        found = jax.device_get(run(world, record, layout, mesh, params, policy_params, stacked, seed))
+        together = stack(layout, jobs)
+        found = jax.device_get(run(world, record, layout, mesh, params, policy_params, together, seed))
         for i, (job, part) in enumerate(zip(jobs, cells, strict=True)):
             if part.start < part.stop:
                 own = jax.tree.map(lambda leaf: leaf[i], found)  # noqa: B023
@@ -166,7 +167,8 @@ def make_job(
 ) -> Job:
     """The job of some cells: ascending `patient` int[C] rows of `histories`, and their plans int8[C,rows,2].
 
-    Slots are ordered by patient, then by group, then by cell, so that those with the same noise are neighbours.
+    Its histories, plans and rows are as many as there are; `stack` fills them up. Slots are ordered by patient, then by
+    group, then by cell, so that those with the same noise are neighbours.
     """
     rows, row = np.unique(patient, return_inverse=True)  # none in a job that fills up the devices
     groups = layout.slots_of_cell(samples)
@@ -174,20 +176,19 @@ def make_job(
     order = np.lexsort((cell, group, row[cell]))
     cell, group = cell[order], group[order]
     live = np.arange(layout.total) < len(cell)
-    pad = partial(_pad, layout.total)
-    cell, group, row = pad(cell), pad(group), pad(row)
+    cell, group = (np.pad(axis, (0, layout.total - len(axis))) for axis in (cell, group))
     by_tile = (layout.tiles, layout.slots)
     source, patient_of, group_of = (np.zeros(by_tile, np.int32) for _ in range(3))
     noises = np.zeros(layout.tiles, np.int32)
-    pairs = np.where(live, row[cell] * groups + group, -1).reshape(by_tile)
+    pairs = np.where(live, np.append(row, 0)[cell] * groups + group, -1).reshape(by_tile)
     for tile, pair in enumerate(pairs):
         known, source[tile] = np.unique(pair, return_inverse=True)
         patient_of[tile, : known.size], group_of[tile, : known.size] = np.maximum(known, 0) // groups, known % groups
         noises[tile] = known.size
     return Job(
-        histories=jax.tree.map(lambda leaf: pad(leaf[rows]), histories),
+        histories=jax.tree.map(lambda leaf: leaf[rows], histories),
         patients=np.int32(rows.size),
-        plans=pad(plans),
+        plans=plans,
         row=row.astype(np.int32),
         cell=cell.astype(np.int32).reshape(by_tile),
         group=group.astype(np.int32).reshape(by_tile),
@@ -209,7 +210,17 @@ def place(job: Job, cells: int, groups: int) -> np.ndarray:
     return slot
 
 
-def _pad(length: int, rows: np.ndarray) -> np.ndarray:
-    padded = np.zeros((length, *rows.shape[1:]), rows.dtype)
-    padded[: len(rows)] = rows
-    return padded
+def stack(layout: Layout, jobs: list[Job]) -> Job:
+    """Jobs along a leading axis, each with zeros up to the patients and cells that a block has room for."""
+
+    def fill_up(*leaves: np.ndarray) -> np.ndarray:
+        whole = np.zeros((len(leaves), layout.total, *leaves[0].shape[1:]), leaves[0].dtype)  # untouched memory is free
+        for row, leaf in zip(whole, leaves, strict=True):
+            row[: len(leaf)] = leaf
+        return whole
+
+    fields = {}
+    for field in dataclasses.fields(Job):
+        join = fill_up if field.name in ("histories", "plans", "row") else lambda *leaves: np.stack(leaves)
+        fields[field.name] = jax.tree.map(join, *(getattr(job, field.name) for job in jobs))
+    return Job(**fields)

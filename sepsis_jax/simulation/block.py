@@ -59,7 +59,8 @@ class Layout:
             raise ValueError(f"expected 1 to {MOST_SAMPLES} samples, found {samples}")
         unit = next(unit for unit in _UNITS if samples <= unit * _MOST_SLOTS)
         width = math.ceil(unit / members)
-        slots = max(_SHARE, tile // width // _SHARE * _SHARE)
+        # Of few samples each is a part, since not every member has the last one; but not where few slots are asked for.
+        slots = tile if width < _SHARE and tile > SMALL_TILE else max(_SHARE, tile // width // _SHARE * _SHARE)
         parts = math.ceil(width * slots / tile)
         tiles = math.ceil(max(_MOST_SLOTS, block // unit) / slots)
         return cls(members, tiles, slots, parts, math.ceil(width / parts), _ROWS * math.ceil(horizon / _ROWS))
@@ -142,8 +143,7 @@ def _run_block(
 
         def tile(number: jax.Array) -> Any:
             run = partial(_tile, world, record, layout, own, policy_params, job, before, now, seed, member, number)
-            blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run))
-            return jax.lax.cond(job.live[number].any(), run, lambda: blank)
+            return _if_any(job.live[number], run)
 
         return jax.lax.map(tile, jnp.arange(layout.tiles))
 
@@ -184,11 +184,20 @@ def _tile(
     cell = job.cell[number]
     row = job.row[cell]
     before = jax.tree.map(lambda leaf: leaf[row], starts)
-    keys = _keys(layout, job, seed, member, number).reshape(layout.parts, layout.chunk, layout.slots)
+    keys = _keys(layout, job, seed, member, number)
+    asked = job.live[number][:, None] & (_number(layout, job.group[number], member) < job.samples)
 
-    def part(keys: jax.Array) -> Any:
+    def part(inputs: tuple[jax.Array, jax.Array]) -> Any:
+        keys, asked = inputs
         noises = partial(_noise, world, layout, job, keys, number)
-        return _part(world, record, layout, own, policy_params, before, now[row], job.plans[cell], noises, job.horizon)
+        run = partial(
+            _part, world, record, layout, own, policy_params, before, now[row], job.plans[cell], noises, job.horizon
+        )
+        return _if_any(asked, run)
+
+    def apart(leaf: jax.Array) -> jax.Array:
+        """[width,slots] -> [parts,chunk,slots]."""
+        return leaf.reshape(layout.parts, layout.chunk, layout.slots)
 
     def by_slot(leaf: jax.Array) -> jax.Array:
         """[parts,chunk*slots] -> [slots,width]."""
@@ -200,7 +209,7 @@ def _tile(
         apart = jnp.moveaxis(apart, 3, 0).swapaxes(1, 2).swapaxes(0, 1)  # [rows,slots,parts,chunk,...]
         return apart.reshape(layout.rows, layout.slots, layout.width, *leaf.shape[3:])
 
-    kept, *ends = jax.lax.map(part, keys)
+    kept, *ends = jax.lax.map(part, (apart(keys), apart(asked.T)))
     return jax.tree.map(rows_by_slot, kept), *map(by_slot, ends)
 
 
@@ -247,6 +256,12 @@ def _part(
 
     course, kept = jax.lax.fori_loop(1, horizon, body, (course, kept))
     return kept, *jax.vmap(partial(finish, world, own))(course)
+
+
+def _if_any(asked: jax.Array, run: Callable[[], Any]) -> Any:
+    """What `run` gives, or zeros where nothing is asked for."""
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run))
+    return jax.lax.cond(asked.any(), run, lambda: blank)
 
 
 def _number(layout: Layout, group: jax.Array, member: Any) -> jax.Array:

@@ -19,7 +19,7 @@ from sepsis_jax.dynamics.worldmodel.bounds import Support
 from sepsis_jax.dynamics.worldmodel.losses import history_of
 from sepsis_jax.dynamics.worldmodel.settings import TrainSettings
 from sepsis_jax.errors import InputError
-from sepsis_jax.simulation.batch import make_job
+from sepsis_jax.simulation.batch import make_job, stack
 from sepsis_jax.simulation.block import Layout, run_blocks
 from sepsis_jax.simulation.course import World
 from sepsis_jax.simulation.record import Summarize
@@ -114,5 +114,5 @@ def test_the_rollout_lowers_for_tpu_and_cuda():
     job = make_job(layout, history_of(episodes), np.array([0, 0, 1]), np.zeros((3, layout.rows, 2), np.int8), 16, 2)
     mesh = Mesh(np.array(jax.devices()[:1]), ("blocks",))
     run = jax.jit(lambda params, jobs, key: run_blocks(world, Summarize(), layout, mesh, params, None, jobs, key))
-    _, text = exported(run, params, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], job), jax.random.key(0))
+    _, text = exported(run, params, jax.tree.map(jnp.asarray, stack(layout, [job])), jax.random.key(0))
     assert_runs_on_accelerators(text)
