@@ -167,13 +167,13 @@ def make_job(
 ) -> Job:
     """The job of some cells: ascending `patient` int[C] rows of `histories`, and their plans int8[C,rows,2].
 
-    Its histories, plans and rows are as many as there are; `stack` fills them up. Slots are ordered by patient, then by
-    group, then by cell, so that those with the same noise are neighbours.
+    Its histories, plans and rows are as many as there are; `stack` fills them up. Slots are ordered by group, then by
+    patient, then by cell, so that those with the same noise, and with as many samples, are neighbours.
     """
     rows, row = np.unique(patient, return_inverse=True)  # none in a job that fills up the devices
     groups = layout.slots_of_cell(samples)
     cell, group = (axis.ravel() for axis in np.meshgrid(np.arange(len(row)), np.arange(groups), indexing="ij"))
-    order = np.lexsort((cell, group, row[cell]))
+    order = np.lexsort((cell, row[cell], group))
     cell, group = cell[order], group[order]
     live = np.arange(layout.total) < len(cell)
     cell, group = (np.pad(axis, (0, layout.total - len(axis))) for axis in (cell, group))
