@@ -47,17 +47,11 @@ class GRUCell(nnx.Module):
 
     def advance(self, hidden: jax.Array, projected: jax.Array) -> jax.Array:
         """f32[H], f32[3H] -> f32[H]."""
-        reset_x, update_x, new_x = jnp.split(projected, 3)
-        reset_h, update_h, new_h = jnp.split(self.product(hidden, self.weight_hh[...]) + self.bias_hh[...], 3)
-        new = jnp.tanh(new_x + _sigmoid(reset_x + reset_h) * new_h)
-        return new + _sigmoid(update_x + update_h) * (hidden - new)
+        return _gates(hidden, projected, self.product(hidden, self.weight_hh[...]) + self.bias_hh[...])
 
     def begin(self, projected: jax.Array) -> jax.Array:
         """`advance` from zeros, whose products are zeros: f32[3H] -> f32[H]."""
-        reset_x, update_x, new_x = jnp.split(projected, 3)
-        reset_h, update_h, new_h = jnp.split(self.bias_hh[...], 3)
-        new = jnp.tanh(new_x + _sigmoid(reset_x + reset_h) * new_h)
-        return new - _sigmoid(update_x + update_h) * new
+        return _gates(0.0, projected, self.bias_hh[...])
 
     def product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         """f32[...,in], f32[in,out] -> f32[...,out], of operands rounded to `dtype`."""
@@ -101,6 +95,14 @@ class StackedGRU(nnx.Module):
                 xs = self.dropout(layers[-1], deterministic=key is None, rngs=layer_key)
             layers.append(_scan(cell, xs))
         return jnp.stack(layers, axis=1)
+
+
+def _gates(hidden: Any, projected: jax.Array, recurrent: jax.Array) -> jax.Array:
+    """The new hidden state f32[H] from the input's and the hidden state's parts of the gates, f32[3H] each."""
+    reset_x, update_x, new_x = jnp.split(projected, 3)
+    reset_h, update_h, new_h = jnp.split(recurrent, 3)
+    new = jnp.tanh(new_x + _sigmoid(reset_x + reset_h) * new_h)
+    return new + _sigmoid(update_x + update_h) * (hidden - new)
 
 
 def _sigmoid(x: jax.Array) -> jax.Array:

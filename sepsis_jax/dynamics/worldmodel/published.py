@@ -233,7 +233,8 @@ class PublishedNetwork(nnx.Module):
                 chosen = jax.tree.map(partial(jnp.where, steps == number), hidden, chosen)
             return chosen
 
-        hidden = jax.lax.cond(_least(-own) == 0, lambda: begun[0], before)
+        none = _least(-own) == 0  # where the greatest is 0
+        hidden = jax.lax.cond(none, lambda: begun[0], before)
         for number, row in enumerate(self._projected(memory.flight, last, static)):
 
             def read(hidden: Layers, number: int = number, row: jax.Array = row) -> Layers:
