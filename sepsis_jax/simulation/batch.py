@@ -48,7 +48,7 @@ def block_for(gigabytes: float | None, record: Record, members: int, samples: in
     for halvings in range(int(math.log2(most)) + 1):
         block = most >> halvings
         layout = Layout.of(members, samples, horizon, block)
-        need = _bytes(record, layout, max(0, cells - 4 * layout.total // layout.slots_of_cell(samples)))
+        need = _bytes(record, layout, max(0, cells - 4 * layout.slots // layout.slots_of_cell(samples)))
         if need <= (_USUAL_GB if gigabytes is None else gigabytes) * 1e9:
             return block
     if gigabytes is None:
@@ -72,7 +72,7 @@ def _bytes(record: Record, layout: Layout, more: int) -> float:
     of_kept, of_step = (sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) for tree in (kept, step))
     of_slot = layout.rows * _COPIES * of_step + math.prod(slot) * (layout.rows * of_kept + _BYTES)
     of_more = more * layout.rows * _COPIES // 4 * of_step
-    return _PROCESS_BYTES + jax.local_device_count() * layout.total * of_slot + of_more
+    return _PROCESS_BYTES + jax.local_device_count() * layout.slots * of_slot + of_more
 
 
 def simulate(
@@ -119,20 +119,20 @@ def simulate(
     histories = jax.tree.map(np.asarray, histories)
     groups = layout.slots_of_cell(samples)
     mesh = Mesh(np.array(jax.local_devices()[: 1 if few else None]), (AXIS,))
-    rounds = math.ceil(len(patient) / (layout.total // groups * mesh.size))
+    rounds = math.ceil(len(patient) / (layout.slots // groups * mesh.size))
     share, rest = divmod(len(patient), rounds * mesh.size)  # cells of a job, and how many jobs have one more
     bounds = [i * share + min(i, rest) for i in range(rounds * mesh.size + 1)]
     run = compiled(world.dynamics.precision)
     parts = []
     for first in range(0, rounds * mesh.size, mesh.size):
         cells = [slice(bounds[i], bounds[i + 1]) for i in range(first, first + mesh.size)]
-        jobs = [make_job(layout, histories, patient[part], plans[part], samples, horizon) for part in cells]
+        jobs = [make_job(histories, patient[part], plans[part], samples, horizon) for part in cells]
         together = stack(layout, jobs)
         found = jax.device_get(run(world, record, layout, mesh, params, policy_params, together, seed))
-        for i, (job, part) in enumerate(zip(jobs, cells, strict=True)):
+        for i, part in enumerate(cells):
             if part.start < part.stop:
                 own = jax.tree.map(lambda leaf: leaf[i], found)  # noqa: B023
-                slots = place(job, part.stop - part.start, groups)
+                slots = np.add.outer(np.arange(part.stop - part.start), np.arange(groups) * (part.stop - part.start))
                 parts.append(record.collect(own, slots, samples, horizon))
     return jax.tree.map(lambda *leaves: _join(leaves, batch, candidates), *parts)
 
@@ -162,59 +162,27 @@ def _join(leaves: tuple[np.ndarray, ...], batch: int, candidates: int) -> np.nda
     return joined.reshape(batch, candidates, *joined.shape[1:])
 
 
-def make_job(
-    layout: Layout, histories: History, patient: np.ndarray, plans: np.ndarray, samples: int, horizon: int
-) -> Job:
+def make_job(histories: History, patient: np.ndarray, plans: np.ndarray, samples: int, horizon: int) -> Job:
     """The job of some cells: ascending `patient` int[C] rows of `histories`, and their plans int8[C,rows,2].
 
-    Its histories, plans and rows are as many as there are; `stack` fills them up. Slots are ordered by group, then by
-    patient, then by cell, so that those with the same noise, and with as many samples, are neighbours.
+    Its histories, plans and rows are as many as there are; `stack` fills them up.
     """
     rows, row = np.unique(patient, return_inverse=True)  # none in a job that fills up the devices
-    groups = layout.slots_of_cell(samples)
-    cell, group = (axis.ravel() for axis in np.meshgrid(np.arange(len(row)), np.arange(groups), indexing="ij"))
-    order = np.lexsort((cell, row[cell], group))
-    cell, group = cell[order], group[order]
-    live = np.arange(layout.total) < len(cell)
-    cell, group = (np.pad(axis, (0, layout.total - len(axis))) for axis in (cell, group))
-    by_tile = (layout.tiles, layout.slots)
-    source, patient_of, group_of = (np.zeros(by_tile, np.int32) for _ in range(3))
-    noises = np.zeros(layout.tiles, np.int32)
-    pairs = np.where(live, np.append(row, 0)[cell] * groups + group, -1).reshape(by_tile)
-    for tile, pair in enumerate(pairs):
-        known, source[tile] = np.unique(pair, return_inverse=True)
-        patient_of[tile, : known.size], group_of[tile, : known.size] = np.maximum(known, 0) // groups, known % groups
-        noises[tile] = known.size
     return Job(
         histories=jax.tree.map(lambda leaf: leaf[rows], histories),
-        patients=np.int32(rows.size),
         plans=plans,
         row=row.astype(np.int32),
-        cell=cell.astype(np.int32).reshape(by_tile),
-        group=group.astype(np.int32).reshape(by_tile),
-        live=live.reshape(by_tile),
-        source=source,
-        patient_of=patient_of,
-        group_of=group_of,
-        noises=noises,
+        cells=np.int32(len(row)),
         samples=np.int32(samples),
         horizon=np.int32(horizon),
     )
-
-
-def place(job: Job, cells: int, groups: int) -> np.ndarray:
-    """int[cells,groups]: the slots of each cell, in the order of the samples."""
-    slot = np.zeros((cells, groups), int)
-    live = job.live.ravel()
-    slot[job.cell.ravel()[live], job.group.ravel()[live]] = np.flatnonzero(live)
-    return slot
 
 
 def stack(layout: Layout, jobs: list[Job]) -> Job:
     """Jobs along a leading axis, each with zeros up to the patients and cells that a block has room for."""
 
     def fill_up(*leaves: np.ndarray) -> np.ndarray:
-        whole = np.zeros((len(leaves), layout.total, *leaves[0].shape[1:]), leaves[0].dtype)  # untouched memory is free
+        whole = np.zeros((len(leaves), layout.slots, *leaves[0].shape[1:]), leaves[0].dtype)  # untouched memory is free
         for row, leaf in zip(whole, leaves, strict=True):
             row[: len(leaf)] = leaf
         return whole

@@ -33,7 +33,7 @@ TILE, SMALL_TILE, LARGE_TILE = 256, 128, 65_536
 """Trajectories of a member that are computed together: what the cache of a core holds; few; an accelerator."""
 _ROWS = 24  # steps; a horizon beyond needs another program
 _AT_A_TIME = 8  # histories to read
-_SHARE = 8  # slots of a tile at least, and the most turns in which its noises are drawn
+_SHARE = 8  # pieces of a tile at least, and the most turns in which its noises are drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +41,16 @@ class Layout:
     """Static shapes of a block.
 
     Attributes:
-      members: M. tiles: J of each member. slots: in a tile. parts: of a tile, one after the other. chunk: samples of
-        each of its slots in a part. rows: steps that there is room for.
+      members: M. slots: N of the block, and the most cells and patients that it can hold. parts: of a slot's samples
+        of one member. chunk: samples of a part; this part of one slot is a piece. pieces: of a tile. rows: steps that
+        there is room for.
     """
 
     members: int
-    tiles: int
     slots: int
     parts: int
     chunk: int
+    pieces: int
     rows: int
 
     @classmethod
@@ -59,11 +60,11 @@ class Layout:
             raise ValueError(f"expected 1 to {MOST_SAMPLES} samples, found {samples}")
         unit = next(unit for unit in _UNITS if samples <= unit * _MOST_SLOTS)
         width = math.ceil(unit / members)
-        # Of few samples each is a part, since not every member has the last one; but not where few slots are asked for.
-        slots = tile if width < _SHARE and tile > SMALL_TILE else max(_SHARE, tile // width // _SHARE * _SHARE)
-        parts = math.ceil(width * slots / tile)
-        tiles = math.ceil(max(_MOST_SLOTS, block // unit) / slots)
-        return cls(members, tiles, slots, parts, math.ceil(width / parts), _ROWS * math.ceil(horizon / _ROWS))
+        # A chunk shares the first step. Few samples are apart, so that none is computed that nobody asked for.
+        parts = width if unit == _UNITS[0] else math.ceil(width * _SHARE / tile)
+        chunk = math.ceil(width / parts)
+        slots, rows = max(_MOST_SLOTS, block // unit), _ROWS * math.ceil(horizon / _ROWS)
+        return cls(members, slots, parts, chunk, max(_SHARE, tile // chunk), rows)
 
     @property
     def width(self) -> int:
@@ -71,41 +72,51 @@ class Layout:
         return self.parts * self.chunk
 
     @property
-    def total(self) -> int:
-        """N, slots of a block, and the most cells and patients that it can hold."""
-        return self.tiles * self.slots
+    def tiles(self) -> int:
+        """T, of each member."""
+        return math.ceil(self.slots * self.parts / self.pieces)
 
-    def slots_of_cell(self, samples: int) -> int:
-        """How many slots the samples of a cell take."""
-        return math.ceil(math.ceil(samples / self.members) / self.width)
+    def slots_of_cell(self, samples: Any) -> Any:
+        """How many slots the samples (int or i32[]) of a cell take."""
+        return -(-samples // (self.members * self.width))
 
 
 @struct.dataclass
 class Job:
-    """What a block is to simulate.
+    """What a block is to simulate. Slot i is the (i div C)-th of cell i mod C.
 
     Attributes:
-      histories: History with leading N, of which the first `patients` i32[] count.
-      plans: int8[N,rows,2] of each cell. row: i32[N] patient of each cell.
-      cell, group: i32[J,slots] of each slot: its cell, and which of the cell's slots it is. live: bool[J,slots].
-      source: i32[J,slots] which of the tile's noises a slot has. patient_of, group_of: i32[J,slots] whose noise that
-        is, of which the first `noises` i32[J] count.
-      samples, horizon: i32[].
+      histories: History with leading N. plans: int8[N,rows,2] of each cell. row: i32[N] patient of each cell, ascending.
+      cells: i32[], C: how many of them count. samples, horizon: i32[].
     """
 
     histories: History
-    patients: Any
     plans: Any
     row: Any
-    cell: Any
-    group: Any
-    live: Any
-    source: Any
-    patient_of: Any
-    group_of: Any
-    noises: Any
+    cells: Any
     samples: Any
     horizon: Any
+
+
+@struct.dataclass
+class Pieces:
+    """Those of one tile, i32[pieces] each.
+
+    Attributes:
+      cell, row: of each, and the patient. group, part: which of the cell's slots it is part of, and which part.
+      noise: which of the tile's different noises it has. first: of each noise a piece that has it; the first `noises`
+        i32[] count.
+      live: bool[pieces].
+    """
+
+    cell: Any
+    row: Any
+    group: Any
+    part: Any
+    noise: Any
+    first: Any
+    noises: Any
+    live: Any
 
 
 @partial(jax.jit, static_argnames=STATIC)
@@ -135,36 +146,63 @@ def _run_block(
     world: World, record: Record, layout: Layout, params: Any, policy_params: Any, job: Job, seed: jax.Array
 ) -> Any:
     """What `record` keeps of the steps (leading [rows,N]) and of the ends (leading N) of one block."""
-    starts = _encode(world, params, policy_params, job)
     now = jax.vmap(lambda history: history.obs[history.length - 1])(job.histories)
+    slots = job.cells * layout.slots_of_cell(job.samples)
+    asked = jnp.minimum(layout.parts, -(-job.samples // (layout.members * layout.chunk)))
 
-    def of_member(member: jax.Array) -> Any:
-        own, before = world.dynamics.member(params, member), jax.tree.map(lambda leaf: leaf[member], starts)
+    def begin(member: Any) -> Callable[[Any], Any]:
+        own = world.dynamics.member(params, member)
+        starts = _encode(world, own, policy_params, job)
+        return partial(_tile, world, record, layout, own, policy_params, job, starts, now, seed, member)
 
-        def tile(number: jax.Array) -> Any:
-            run = partial(_tile, world, record, layout, own, policy_params, job, before, now, seed, member, number)
-            return _if_any(job.live[number], run)
+    def of_member(member: Any, found: Any) -> Any:
+        tile = begin(member)
 
-        return jax.lax.map(tile, jnp.arange(layout.tiles))
+        def put(number: Any, found: Any) -> Any:
+            return jax.tree.map(lambda whole, new: whole.at[member, number].set(new), found, tile(number))
 
-    kept, death_90d, value = jax.lax.map(of_member, jnp.arange(layout.members))
+        return jax.lax.fori_loop(0, -(-slots * asked // layout.pieces), put, found)
+
+    shapes = jax.eval_shape(lambda: begin(0)(0))
+    empty = jax.tree.map(lambda leaf: jnp.zeros((layout.members, layout.tiles, *leaf.shape), leaf.dtype), shapes)
+    kept, death_90d, value = jax.lax.fori_loop(0, layout.members, of_member, empty)
 
     def by_slot(leaf: jax.Array) -> jax.Array:
-        """[M,J,slots,width,...] -> [N,M,width,...]."""
-        return jnp.moveaxis(leaf.reshape(layout.members, layout.total, *leaf.shape[3:]), 0, 1)
+        """[M,T,pieces,chunk,...] -> [N,M,W,...]."""
+        flat = leaf.reshape(layout.members, layout.tiles * layout.pieces, *leaf.shape[3:])
+        part = partial(jax.lax.dynamic_slice_in_dim, flat, slice_size=layout.slots, axis=1)
+        apart = jax.lax.map(lambda number: part(number * slots), jnp.arange(layout.parts))  # [parts,M,N,chunk,...]
+        apart = jnp.moveaxis(apart, (2, 1), (0, 1))
+        return apart.reshape(layout.slots, layout.members, layout.width, *leaf.shape[4:])
 
-    numbers = jnp.stack([_number(layout, job.group.ravel(), member) for member in range(layout.members)], axis=1)
-    valid = job.live.ravel()[:, None, None] & (numbers < job.samples)
-    group = Samples(valid, job.cell.ravel())
+    index = jnp.arange(layout.slots)
+    group, cell = jnp.divmod(index, jnp.maximum(job.cells, 1))
+    first = group * layout.width
+    numbers = [_numbers(layout, first, layout.width, member) for member in range(layout.members)]
+    valid = (index < slots)[:, None, None] & (jnp.stack(numbers, axis=1) < job.samples)
+    samples = Samples(valid, cell)
 
     def reduce(index: Any, found: Any) -> Any:
-        step = record.step(group, jax.tree.map(lambda leaf: by_slot(leaf[:, :, index]), kept))
+        step = record.step(samples, jax.tree.map(lambda leaf: by_slot(leaf[:, :, index]), kept))
         return jax.tree.map(lambda whole, new: whole.at[index].set(new), found, step)
 
-    shapes = jax.eval_shape(lambda: record.step(group, jax.tree.map(lambda leaf: by_slot(leaf[:, :, 0]), kept)))
+    shapes = jax.eval_shape(lambda: record.step(samples, jax.tree.map(lambda leaf: by_slot(leaf[:, :, 0]), kept)))
     empty = jax.tree.map(lambda leaf: jnp.zeros((layout.rows, *leaf.shape), leaf.dtype), shapes)
     steps = jax.lax.fori_loop(0, job.horizon, reduce, empty)
-    return steps, record.end(group, by_slot(death_90d), by_slot(value))
+    return steps, record.end(samples, by_slot(death_90d), by_slot(value))
+
+
+def _pieces(layout: Layout, job: Job, number: Any) -> Pieces:
+    """Of one tile. They are ordered by part, group, patient and cell, so that those with the same noise are neighbours."""
+    cells = jnp.maximum(job.cells, 1)
+    index = number * layout.pieces + jnp.arange(layout.pieces)
+    part, slot = jnp.divmod(index, cells * layout.slots_of_cell(job.samples))
+    group, cell = jnp.divmod(slot, cells)
+    live, row = part < layout.parts, job.row[cell]
+    same = [axis[1:] == axis[:-1] for axis in (part, group, row)]
+    noise = jnp.cumsum(jnp.append(False, ~jnp.stack(same).all(axis=0)))
+    first = jnp.searchsorted(noise, jnp.arange(layout.pieces))
+    return Pieces(cell, row, group, part, noise, first, jnp.where(live, noise, 0).max() + 1, live)
 
 
 def _tile(
@@ -177,85 +215,54 @@ def _tile(
     starts: Course,
     now: jax.Array,
     seed: jax.Array,
-    member: jax.Array,
-    number: jax.Array,
+    member: Any,
+    number: Any,
 ) -> tuple[Any, jax.Array, jax.Array]:
-    """One tile of one member from the decision to the horizon: kept [rows,slots,width,...], ends [slots,width]."""
-    cell = job.cell[number]
-    row = job.row[cell]
-    before = jax.tree.map(lambda leaf: leaf[row], starts)
-    keys = _keys(layout, job, seed, member, number)
-    asked = job.live[number][:, None] & (_number(layout, job.group[number], member) < job.samples)
+    """One tile of one member from the decision to the horizon: kept [rows,pieces,chunk,...], ends [pieces,chunk].
 
-    def part(inputs: tuple[jax.Array, jax.Array]) -> Any:
-        keys, asked = inputs
-        noises = partial(_noise, world, layout, job, keys, number)
-        run = partial(
-            _part, world, record, layout, own, policy_params, before, now[row], job.plans[cell], noises, job.horizon
-        )
-        return _if_any(asked, run)
-
-    def apart(leaf: jax.Array) -> jax.Array:
-        """[width,slots] -> [parts,chunk,slots]."""
-        return leaf.reshape(layout.parts, layout.chunk, layout.slots)
-
-    def by_slot(leaf: jax.Array) -> jax.Array:
-        """[parts,chunk*slots] -> [slots,width]."""
-        return leaf.reshape(layout.width, layout.slots).swapaxes(0, 1)
-
-    def rows_by_slot(leaf: jax.Array) -> jax.Array:
-        """[parts,rows,chunk*slots,...] -> [rows,slots,width,...]."""
-        apart = leaf.reshape(layout.parts, layout.rows, layout.chunk, layout.slots, *leaf.shape[3:])
-        apart = jnp.moveaxis(apart, 3, 0).swapaxes(1, 2).swapaxes(0, 1)  # [rows,slots,parts,chunk,...]
-        return apart.reshape(layout.rows, layout.slots, layout.width, *leaf.shape[3:])
-
-    kept, *ends = jax.lax.map(part, (apart(keys), apart(asked.T)))
-    return jax.tree.map(rows_by_slot, kept), *map(by_slot, ends)
-
-
-def _part(
-    world: World,
-    record: Record,
-    layout: Layout,
-    own: Any,
-    policy_params: Any,
-    before: Course,
-    now: jax.Array,
-    plans: jax.Array,
-    noises: Callable[[Any], StepNoise],
-    horizon: jax.Array,
-) -> tuple[Any, jax.Array, jax.Array]:
-    """Some samples of a tile's slots: kept [rows,chunk*slots,...], ends [chunk*slots].
-
-    Its trajectories are [chunk*slots], so that what a slot shares (`before`, `now` and `plans`, leading [slots]) is
-    spread over a leading axis.
+    Its trajectories are [chunk*pieces], so that what a slot shares is spread over a leading axis.
     """
+    pieces = _pieces(layout, job, number)
+    numbers = _numbers(layout, pieces.group * layout.width + pieces.part * layout.chunk, layout.chunk, member)
+    noises = partial(_noise, world, layout, _keys(layout, job, seed, pieces, numbers), pieces)
+    plans = job.plans[pieces.cell]
 
     def each(row: jax.Array) -> jax.Array:
-        """[slots,...] -> [chunk*slots,...]."""
+        """[pieces,...] -> [chunk*pieces,...]."""
         return jnp.tile(row, (layout.chunk, *(1,) * (row.ndim - 1)))
 
     def flat(leaf: jax.Array) -> jax.Array:
-        """[chunk,slots,...] -> [chunk*slots,...]."""
-        return leaf.reshape(layout.chunk * layout.slots, *leaf.shape[2:])
+        """[chunk,pieces,...] -> [chunk*pieces,...]."""
+        return leaf.reshape(layout.chunk * layout.pieces, *leaf.shape[2:])
 
     def keep(moment: Moment) -> Any:
-        return jax.vmap(record.keep)(moment, each(now))
+        return jax.vmap(record.keep)(moment, each(now[pieces.row]))
 
-    # Before the first step all samples of a slot are one.
-    run = partial(advance, world, own, policy_params)
-    first = jax.vmap(jax.vmap(partial(run, index=0)), (None, None, 0))
-    course, moment = jax.tree.map(flat, first(before, plans[:, 0], noises(0)))
-    kept = jax.tree.map(lambda leaf: jnp.zeros((layout.rows, *leaf.shape), leaf.dtype).at[0].set(leaf), keep(moment))
+    def run() -> tuple[Any, jax.Array, jax.Array]:
+        # Before the first step all samples of a slot are one.
+        one = partial(advance, world, own, policy_params)
+        first = jax.vmap(jax.vmap(partial(one, index=0)), (None, None, 0))
+        before = jax.tree.map(lambda leaf: leaf[pieces.row], starts)
+        course, moment = jax.tree.map(flat, first(before, plans[:, 0], noises(0)))
 
-    def body(index: Any, carry: tuple[Course, Any]) -> tuple[Course, Any]:
-        course, moment = jax.vmap(partial(run, index=index))(
-            carry[0], each(plans[:, index]), jax.tree.map(flat, noises(index))
-        )
-        return course, jax.tree.map(lambda whole, part: whole.at[index].set(part), carry[1], keep(moment))
+        def body(index: Any, carry: tuple[Course, Any]) -> tuple[Course, Any]:
+            noise = jax.tree.map(flat, noises(index))
+            course, moment = jax.vmap(partial(one, index=index))(carry[0], each(plans[:, index]), noise)
+            return course, jax.tree.map(lambda whole, new: whole.at[index].set(new), carry[1], keep(moment))
 
-    course, kept = jax.lax.fori_loop(1, horizon, body, (course, kept))
-    return kept, *jax.vmap(partial(finish, world, own))(course)
+        def begin(leaf: jax.Array) -> jax.Array:
+            return jnp.zeros((layout.rows, *leaf.shape), leaf.dtype).at[0].set(leaf)
+
+        course, kept = jax.lax.fori_loop(1, job.horizon, body, (course, jax.tree.map(begin, keep(moment))))
+        ends = jax.vmap(partial(finish, world, own))(course)
+        return jax.tree.map(partial(by_piece, axis=1), kept), *map(partial(by_piece, axis=0), ends)
+
+    def by_piece(leaf: jax.Array, axis: int) -> jax.Array:
+        """[...,chunk*pieces,...] -> [...,pieces,chunk,...]."""
+        apart = leaf.reshape(*leaf.shape[:axis], layout.chunk, layout.pieces, *leaf.shape[axis + 1 :])
+        return apart.swapaxes(axis, axis + 1)
+
+    return _if_any(pieces.live[:, None] & (numbers < job.samples), run)
 
 
 def _if_any(asked: jax.Array, run: Callable[[], Any]) -> Any:
@@ -264,23 +271,24 @@ def _if_any(asked: jax.Array, run: Callable[[], Any]) -> Any:
     return jax.lax.cond(asked.any(), run, lambda: blank)
 
 
-def _number(layout: Layout, group: jax.Array, member: Any) -> jax.Array:
-    """i32[...,width]: samples of a member in a slot; sample s belongs to member s mod M."""
-    return jnp.add.outer(group * layout.width, jnp.arange(layout.width)) * layout.members + member
+def _numbers(layout: Layout, first: jax.Array, count: int, member: Any) -> jax.Array:
+    """i32[...,count]: samples of a member from its `first` i32[...]; sample s belongs to member s mod M."""
+    return jnp.add.outer(first, jnp.arange(count)) * layout.members + member
 
 
-def _keys(layout: Layout, job: Job, seed: jax.Array, member: jax.Array, number: jax.Array) -> jax.Array:
-    """key[width,slots] of the tile's different noises."""
-    patient = job.patient_of[number]
+def _keys(layout: Layout, job: Job, seed: jax.Array, pieces: Pieces, numbers: jax.Array) -> jax.Array:
+    """key[chunk,few*_SHARE] of the tile's different noises, from the `numbers` i32[pieces,chunk] of its samples."""
+    first = jnp.resize(pieces.first, _SHARE * _few(layout))
+    patient = pieces.row[first]
     stay, last = job.histories.stay_id[patient], job.histories.length[patient] - 1
-    of_slot = jax.vmap(trajectory_key, (None, None, None, 0))
-    return jax.vmap(of_slot, (None, 0, 0, 0), 1)(seed, stay, last, _number(layout, job.group_of[number], member))
+    of_piece = jax.vmap(trajectory_key, (None, None, None, 0))
+    return jax.vmap(of_piece, (None, 0, 0, 0), 1)(seed, stay, last, numbers[first])
 
 
-def _noise(world: World, layout: Layout, job: Job, keys: jax.Array, number: jax.Array, index: Any) -> StepNoise:
-    """StepNoise with leading [chunk,slots] of one step: of `keys` [chunk,slots] only those that the tile has."""
+def _noise(world: World, layout: Layout, keys: jax.Array, pieces: Pieces, index: Any) -> StepNoise:
+    """StepNoise with leading [chunk,pieces] of one step: only those that the tile has are drawn."""
     draw = jax.vmap(jax.vmap(lambda key: step_noise(world.dynamics, key, index)))
-    few = layout.slots // _SHARE
+    few = _few(layout)
 
     def turn(number: jax.Array, drawn: StepNoise) -> StepNoise:
         new = draw(jax.lax.dynamic_slice_in_dim(keys, number * few, few, axis=1))
@@ -288,24 +296,25 @@ def _noise(world: World, layout: Layout, job: Job, keys: jax.Array, number: jax.
         return jax.tree.map(put, drawn, new)
 
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, keys))
-    drawn = jax.lax.fori_loop(0, -(-job.noises[number] // few), turn, blank)
-    return jax.tree.map(lambda leaf: leaf[:, job.source[number]], drawn)
+    drawn = jax.lax.fori_loop(0, -(-pieces.noises // few), turn, blank)
+    return jax.tree.map(lambda leaf: leaf[:, pieces.noise], drawn)
 
 
-def _encode(world: World, params: Any, policy_params: Any, job: Job) -> Course:
-    """Course with leading [M,N] at the decision of each patient; rows beyond `job.patients` are not computed."""
+def _few(layout: Layout) -> int:
+    """Noises that are drawn in a turn."""
+    return math.ceil(layout.pieces / _SHARE)
 
-    def members(history: History) -> Course:
-        def one(index: jax.Array) -> Course:
-            return start(world, world.dynamics.member(params, index), policy_params, history)
 
-        return jax.lax.map(one, jnp.arange(world.dynamics.members))
+def _encode(world: World, own: Any, policy_params: Any, job: Job) -> Course:
+    """Course with leading [N] at the decision of each patient; rows beyond them are not computed."""
+    read = jax.vmap(partial(start, world, own, policy_params))
 
     def some(part: jax.Array, found: Course) -> Course:
         rows = part * _AT_A_TIME + jnp.arange(_AT_A_TIME)
-        read = jax.vmap(members, out_axes=1)(jax.tree.map(lambda leaf: leaf[rows], job.histories))
-        return jax.tree.map(lambda whole, new: whole.at[:, rows].set(new), found, read)
+        new = read(jax.tree.map(lambda leaf: leaf[rows], job.histories))
+        return jax.tree.map(lambda whole, new: whole.at[rows].set(new), found, new)
 
-    shapes = jax.eval_shape(jax.vmap(members, out_axes=1), job.histories)
+    shapes = jax.eval_shape(read, job.histories)
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, -(-job.patients // _AT_A_TIME), some, empty)
+    patients = jnp.where(job.cells > 0, job.row[job.cells - 1] + 1, 0)
+    return jax.lax.fori_loop(0, -(-patients // _AT_A_TIME), some, empty)

@@ -40,8 +40,8 @@ def test_a_layout_has_room_for_every_sample_and_keeps_tiles_small(members, sampl
     layout = Layout.of(members, samples, horizon, 16_384, tile)
     groups = layout.slots_of_cell(samples)
     assert groups * layout.width * members >= samples
-    assert groups <= layout.total
-    assert layout.chunk * layout.slots <= max(tile, layout.slots)
+    assert groups <= layout.slots
+    assert layout.chunk * layout.pieces <= max(tile, 8 * layout.chunk)
     assert layout.rows >= horizon
     # What is computed beyond the 16, 256 or 4,096 samples of a slot is less than one sample a part and member.
     unit = next(unit for unit in (16, 256, 4096) if samples <= unit * 16)

@@ -144,8 +144,18 @@ class WorldModel:
 
     def encode(self, params: Params, history: History) -> PatientState:
         """State at the decision about step `history.length - 1`; later rows are not read."""
-        state = jax.tree.map(lambda leaf: leaf[history.length - 1], self.encode_all(params, history))
-        return dataclasses.replace(state, memory=merge(self, params).prepare(state.memory, state.static))
+        history = jax.tree.map(jnp.asarray, history)
+        network, static = merge(self, params), params.scaler.normalize_static(history.static)
+        z, before = params.support.normalize(history.obs), _before(history)
+        mask = self.read_mask(params, history.obs, history.mask)
+
+        def take_in(row: Any, memory: Any) -> Any:
+            return network.observe(memory, static, z[row], mask[row], actions.one_hot(before[row]))
+
+        memory = jax.lax.fori_loop(0, history.length, take_in, network.initial())
+        last = history.length - 1
+        memory = network.prepare(memory, static)
+        return PatientState(memory, static, history.obs[last], history.mask[last], before[last])
 
     @partial(jax.jit, static_argnums=0)
     def encode_all(self, params: Params, history: History, key: jax.Array | None = None) -> PatientState:
