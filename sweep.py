@@ -29,7 +29,7 @@ from sepsis_jax.errors import SEEDS, InputError, check_range
 from sepsis_jax.policies.rules import Fixed, Guideline
 from sepsis_jax.simulation import batch, candidates, sweep
 from sepsis_jax.simulation.batch import MOST_STEPS
-from sepsis_jax.simulation.block import MOST_SAMPLES
+from sepsis_jax.simulation.layout import MOST_SAMPLES
 from sepsis_jax.simulation.record import Summarize
 from sepsis_jax.simulation.sweep import Sweep
 from sepsis_jax.simulation.sweep_store import Unfinished
@@ -160,7 +160,7 @@ def _plan(flags: Flags, loaded: pipeline.Loaded) -> Sweep:
     futures = flags.samples, flags.horizon
     plan = Sweep(
         world=dataclasses.replace(loaded.world, dynamics=dataclasses.replace(loaded.model, precision=flags.precision)),
-        params=loaded.params,
+        params=batch.on_devices(loaded.params),
         clinician=loaded.policy,
         clinician_params=loaded.policy_params,
         episodes=stays,

@@ -36,7 +36,7 @@ from sepsis_jax.dynamics.patient.cohort import simulate_cohort
 from sepsis_jax.dynamics.protocol import history_at
 from sepsis_jax.dynamics.worldmodel.model import Precision, WorldModel
 from sepsis_jax.dynamics.worldmodel.sharding import one_device_a_core
-from sepsis_jax.simulation.batch import simulate
+from sepsis_jax.simulation.batch import on_devices, simulate
 from sepsis_jax.simulation.compiled import compiled
 from sepsis_jax.simulation.course import World
 from sepsis_jax.simulation.record import RETURNS, Record, Summarize, Trajectories
@@ -85,6 +85,7 @@ def _ours(
     precision: Precision = "float32",
 ) -> Run:
     world, params = load(path, precision)
+    params = on_devices(params)
     plans = np.broadcast_to(ALL_ACTIONS[None, :, None], (patients, 25, horizon, 2))
     histories = history_at(episodes, np.arange(patients), np.minimum(np.asarray(episodes.length)[:patients] - 1, 2))
     key = jax.random.key(0)
@@ -276,6 +277,7 @@ def _curves(episodes: Episodes) -> dict[str, float]:
 
 def _point(episodes: Episodes, patients: int, candidates: int, samples: int, horizon: int) -> Run:
     world, params = load(checkpoints.CARRY)
+    params = on_devices(params)
     plans = np.zeros((patients, candidates, horizon, 2), np.int8)
     plans[:] = np.random.default_rng(0).integers(0, 5, (1, candidates, 1, 2))
     histories = history_at(episodes, np.arange(patients), np.zeros(patients, int))

@@ -7,7 +7,7 @@ import math
 from typing import Literal
 
 from sepsis_jax.errors import SEEDS, InputError, check_range
-from sepsis_jax.simulation.block import MOST_SAMPLES
+from sepsis_jax.simulation.layout import MOST_SAMPLES
 
 HEADS = 128
 """Width of a pair of attention heads of the tiny model, which share what they attend to."""

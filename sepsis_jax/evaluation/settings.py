@@ -7,7 +7,7 @@ import math
 from typing import Literal
 
 from sepsis_jax.errors import SEEDS, check_range
-from sepsis_jax.simulation.block import MOST_SAMPLES
+from sepsis_jax.simulation.layout import MOST_SAMPLES
 
 
 @dataclasses.dataclass(frozen=True)

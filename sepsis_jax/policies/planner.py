@@ -23,9 +23,9 @@ from sepsis_jax.dynamics.expected import ExpectedExits
 from sepsis_jax.dynamics.protocol import History, history_at
 from sepsis_jax.errors import InputError, check_range
 from sepsis_jax.policies.rules import MostLikely
-from sepsis_jax.simulation.batch import BLOCK, simulate
-from sepsis_jax.simulation.block import MOST_SAMPLES
+from sepsis_jax.simulation.batch import BLOCK, on_devices, simulate
 from sepsis_jax.simulation.course import World
+from sepsis_jax.simulation.layout import MOST_SAMPLES
 from sepsis_jax.simulation.policy import probs_at
 from sepsis_jax.simulation.record import RETURNS, Summary
 
@@ -147,6 +147,7 @@ def planned(
     """f32[B,T,25]: 1 for what is recommended at each recorded decision, given what was done before (else 0)."""
     rows, steps = np.nonzero(episodes.valid)
     probs = np.zeros((*episodes.valid.shape, len(ALL_ACTIONS)), np.float32)
+    params = on_devices(params)
     for first in range(0, rows.size, _DECISIONS):  # histories are copies of the record
         some = slice(first, first + _DECISIONS)
         histories = history_at(episodes, rows[some], steps[some])

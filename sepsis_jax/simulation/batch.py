@@ -16,14 +16,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sepsis_jax.clinical.features import NUM_FEATURES
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.errors import InputError
-from sepsis_jax.simulation.block import AXIS, LARGE_TILE, MOST_SAMPLES, SMALL_TILE, TILE, Job, Layout
+from sepsis_jax.simulation.block import AXIS
 from sepsis_jax.simulation.compiled import compiled
 from sepsis_jax.simulation.course import Moment, World
+from sepsis_jax.simulation.layout import LARGE_TILE, MOST_SAMPLES, SMALL_TILE, TILE, Job, Layout
 from sepsis_jax.simulation.record import Record, Samples
 from sepsis_jax.simulation.rollout import check_levels, pad_plans
 
@@ -33,6 +34,7 @@ MOST_STEPS = 10_000
 _SMALL = 2048  # where no more are asked for: a second program, but not a block on every device for one trajectory
 _USUAL_GB = 4.0
 _PROCESS_BYTES, _BYTES = 1.2e9, 5_000  # of a process without blocks; of a trajectory without what is kept of it
+_ALIGNMENT = 64  # bytes
 _COPIES = 16  # of a block's statistics: those of a region's four blocks are joined, labelled and written
 
 
@@ -118,7 +120,9 @@ def simulate(
     patient = np.repeat(np.arange(batch), candidates)
     histories = jax.tree.map(np.asarray, histories)
     groups = layout.slots_of_cell(samples)
-    mesh = Mesh(np.array(jax.local_devices()[: 1 if few else None]), (AXIS,))
+    mesh = _mesh(1 if few else None)
+    if few:
+        params, policy_params = jax.device_put((params, policy_params), NamedSharding(mesh, PartitionSpec()))
     rounds = math.ceil(len(patient) / (layout.slots // groups * mesh.size))
     share, rest = divmod(len(patient), rounds * mesh.size)  # cells of a job, and how many jobs have one more
     bounds = [i * share + min(i, rest) for i in range(rounds * mesh.size + 1)]
@@ -127,7 +131,7 @@ def simulate(
     for first in range(0, rounds * mesh.size, mesh.size):
         cells = [slice(bounds[i], bounds[i + 1]) for i in range(first, first + mesh.size)]
         jobs = [make_job(histories, patient[part], plans[part], samples, horizon) for part in cells]
-        together = stack(layout, jobs)
+        together = jax.device_put(stack(layout, jobs), NamedSharding(mesh, PartitionSpec(AXIS)))
         found = jax.device_get(run(world, record, layout, mesh, params, policy_params, together, seed))
         for i, part in enumerate(cells):
             if part.start < part.stop:
@@ -135,6 +139,15 @@ def simulate(
                 slots = np.add.outer(np.arange(part.stop - part.start), np.arange(groups) * (part.stop - part.start))
                 parts.append(record.collect(own, slots, samples, horizon))
     return jax.tree.map(lambda *leaves: _join(leaves, batch, candidates), *parts)
+
+
+def on_devices(params: Any) -> Any:
+    """The same arrays on every device of this process: calls of `simulate` that are given these need not copy them."""
+    return jax.device_put(params, NamedSharding(_mesh(), PartitionSpec()))
+
+
+def _mesh(devices: int | None = None) -> Mesh:
+    return Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
 
 
 def _on_cpu() -> bool:
@@ -179,10 +192,10 @@ def make_job(histories: History, patient: np.ndarray, plans: np.ndarray, samples
 
 
 def stack(layout: Layout, jobs: list[Job]) -> Job:
-    """Jobs along a leading axis, each with zeros up to the patients and cells that a block has room for."""
+    """Jobs along a leading axis, each with anything up to the patients and cells that a block has room for."""
 
     def fill_up(*leaves: np.ndarray) -> np.ndarray:
-        whole = np.zeros((len(leaves), layout.slots, *leaves[0].shape[1:]), leaves[0].dtype)  # untouched memory is free
+        whole = _room((len(leaves), layout.slots, *leaves[0].shape[1:]), leaves[0].dtype)
         for row, leaf in zip(whole, leaves, strict=True):
             row[: len(leaf)] = leaf
         return whole
@@ -192,3 +205,11 @@ def stack(layout: Layout, jobs: list[Job]) -> Job:
         join = fill_up if field.name in ("histories", "plans", "row") else lambda *leaves: np.stack(leaves)
         fields[field.name] = jax.tree.map(join, *(getattr(job, field.name) for job in jobs))
     return Job(**fields)
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialized, where JAX can use it without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    return memory[first : first + size].view(dtype).reshape(shape)

@@ -1,12 +1,12 @@
-"""The compiled program of a block: shapes, what it is given, and its way from histories to what a record keeps.
+"""The compiled program of a block: its way from histories to what a record keeps.
 
-See `batch`, whose host side fills a block. What no candidate changes is computed once: the history once a patient and
-member, the distribution of the first step once a slot, the noise once for all slots of a tile that share it.
+See `layout` for its shapes, and `batch`, whose host side fills a block. What no candidate changes is computed once: the
+history once a patient and member, the distribution of the first step once a slot, the noise once for all slots of a
+tile that share it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -14,109 +14,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 
-from sepsis_jax.dynamics.protocol import History, StepNoise, step_noise, trajectory_key
+from sepsis_jax.dynamics.protocol import StepNoise, step_noise, trajectory_key
 from sepsis_jax.simulation.course import Course, Moment, World, advance, finish, start
+from sepsis_jax.simulation.layout import TURNS, Job, Layout, Pieces, pieces_of, samples_of
 from sepsis_jax.simulation.record import Record, Samples
+from sepsis_jax.simulation.threefry import unrolled
 
 AXIS = "blocks"
 """Of the mesh of devices."""
 STATIC = ("world", "record", "layout", "mesh")
 """Of `run_blocks`."""
-_UNITS = (16, 256, 4096)  # samples of a slot
-_MOST_SLOTS = 16  # of a cell
-MOST_SAMPLES = _UNITS[-1] * _MOST_SLOTS
-"""Of a cell."""
-TILE, SMALL_TILE, LARGE_TILE = 256, 128, 65_536
-"""Trajectories of a member that are computed together: what the cache of a core holds; few; an accelerator."""
-_ROWS = 24  # steps; a horizon beyond needs another program
 _AT_A_TIME = 8  # histories to read
-_SHARE = 8  # pieces of a tile at least, and the most turns in which its noises are drawn
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Static shapes of a block.
-
-    Attributes:
-      members: M. slots: N of the block, and the most cells and patients that it can hold. parts: of a slot's samples
-        of one member. chunk: samples of a part; this part of one slot is a piece. pieces: of a tile. rows: steps that
-        there is room for.
-    """
-
-    members: int
-    slots: int
-    parts: int
-    chunk: int
-    pieces: int
-    rows: int
-
-    @classmethod
-    def of(cls, members: int, samples: int, horizon: int, block: int, tile: int = TILE) -> Layout:
-        """For this many samples of a cell, in tiles of so many trajectories a member; ValueError beyond 65,536."""
-        if not 1 <= samples <= MOST_SAMPLES:
-            raise ValueError(f"expected 1 to {MOST_SAMPLES} samples, found {samples}")
-        unit = next(unit for unit in _UNITS if samples <= unit * _MOST_SLOTS)
-        width = math.ceil(unit / members)
-        # A chunk shares the first step. Few samples are apart, so that none is computed that nobody asked for.
-        parts = width if unit == _UNITS[0] else math.ceil(width * _SHARE / tile)
-        chunk = math.ceil(width / parts)
-        slots, rows = max(_MOST_SLOTS, block // unit), _ROWS * math.ceil(horizon / _ROWS)
-        return cls(members, slots, parts, chunk, max(_SHARE, tile // chunk), rows)
-
-    @property
-    def width(self) -> int:
-        """W, samples of one member in a slot."""
-        return self.parts * self.chunk
-
-    @property
-    def tiles(self) -> int:
-        """T, of each member."""
-        return math.ceil(self.slots * self.parts / self.pieces)
-
-    def slots_of_cell(self, samples: Any) -> Any:
-        """How many slots the samples (int or i32[]) of a cell take."""
-        return -(-samples // (self.members * self.width))
-
-
-@struct.dataclass
-class Job:
-    """What a block is to simulate. Slot i is the (i div C)-th of cell i mod C.
-
-    Attributes:
-      histories: History with leading N. plans: int8[N,rows,2] of each cell. row: i32[N] patient of each cell, ascending.
-      cells: i32[], C: how many of them count. samples, horizon: i32[].
-    """
-
-    histories: History
-    plans: Any
-    row: Any
-    cells: Any
-    samples: Any
-    horizon: Any
-
-
-@struct.dataclass
-class Pieces:
-    """Those of one tile, i32[pieces] each.
-
-    Attributes:
-      cell, row: of each, and the patient. group, part: which of the cell's slots it is part of, and which part.
-      noise: which of the tile's different noises it has. first: of each noise a piece that has it; the first `noises`
-        i32[] count.
-      live: bool[pieces].
-    """
-
-    cell: Any
-    row: Any
-    group: Any
-    part: Any
-    noise: Any
-    first: Any
-    noises: Any
-    live: Any
 
 
 @partial(jax.jit, static_argnames=STATIC)
@@ -134,6 +44,7 @@ def run_blocks(
 
     def one(jobs: Job, params: Any, policy_params: Any, seed: jax.Array) -> Any:
         job = jax.tree.map(lambda leaf: leaf[0], jobs)
+        seed = unrolled(seed) if jax.default_backend() == "cpu" else seed
         found = _run_block(world, record, layout, params, policy_params, job, seed)
         return jax.tree.map(lambda leaf: leaf[None], found)
 
@@ -146,26 +57,8 @@ def _run_block(
     world: World, record: Record, layout: Layout, params: Any, policy_params: Any, job: Job, seed: jax.Array
 ) -> Any:
     """What `record` keeps of the steps (leading [rows,N]) and of the ends (leading N) of one block."""
-    now = jax.vmap(lambda history: history.obs[history.length - 1])(job.histories)
     slots = job.cells * layout.slots_of_cell(job.samples)
-    asked = jnp.minimum(layout.parts, -(-job.samples // (layout.members * layout.chunk)))
-
-    def begin(member: Any) -> Callable[[Any], Any]:
-        own = world.dynamics.member(params, member)
-        starts = _encode(world, own, policy_params, job)
-        return partial(_tile, world, record, layout, own, policy_params, job, starts, now, seed, member)
-
-    def of_member(member: Any, found: Any) -> Any:
-        tile = begin(member)
-
-        def put(number: Any, found: Any) -> Any:
-            return jax.tree.map(lambda whole, new: whole.at[member, number].set(new), found, tile(number))
-
-        return jax.lax.fori_loop(0, -(-slots * asked // layout.pieces), put, found)
-
-    shapes = jax.eval_shape(lambda: begin(0)(0))
-    empty = jax.tree.map(lambda leaf: jnp.zeros((layout.members, layout.tiles, *leaf.shape), leaf.dtype), shapes)
-    kept, death_90d, value = jax.lax.fori_loop(0, layout.members, of_member, empty)
+    kept, death_90d, value = _run_tiles(world, record, layout, params, policy_params, job, seed)
 
     def by_slot(leaf: jax.Array) -> jax.Array:
         """[M,T,pieces,chunk,...] -> [N,M,W,...]."""
@@ -177,10 +70,9 @@ def _run_block(
 
     index = jnp.arange(layout.slots)
     group, cell = jnp.divmod(index, jnp.maximum(job.cells, 1))
-    first = group * layout.width
-    numbers = [_numbers(layout, first, layout.width, member) for member in range(layout.members)]
-    valid = (index < slots)[:, None, None] & (jnp.stack(numbers, axis=1) < job.samples)
-    samples = Samples(valid, cell)
+    of_member = partial(samples_of, layout, group * layout.width, layout.width)
+    sample = jnp.stack([of_member(member) for member in range(layout.members)], axis=1)
+    samples = Samples((index < slots)[:, None, None] & (sample < job.samples), cell)
 
     def reduce(index: Any, found: Any) -> Any:
         step = record.step(samples, jax.tree.map(lambda leaf: by_slot(leaf[:, :, index]), kept))
@@ -192,17 +84,41 @@ def _run_block(
     return steps, record.end(samples, by_slot(death_90d), by_slot(value))
 
 
-def _pieces(layout: Layout, job: Job, number: Any) -> Pieces:
-    """Of one tile. They are ordered by part, group, patient and cell, so that those with the same noise are neighbours."""
-    cells = jnp.maximum(job.cells, 1)
-    index = number * layout.pieces + jnp.arange(layout.pieces)
-    part, slot = jnp.divmod(index, cells * layout.slots_of_cell(job.samples))
-    group, cell = jnp.divmod(slot, cells)
-    live, row = part < layout.parts, job.row[cell]
-    same = [axis[1:] == axis[:-1] for axis in (part, group, row)]
-    noise = jnp.cumsum(jnp.append(False, ~jnp.stack(same).all(axis=0)))
-    first = jnp.searchsorted(noise, jnp.arange(layout.pieces))
-    return Pieces(cell, row, group, part, noise, first, jnp.where(live, noise, 0).max() + 1, live)
+def _run_tiles(
+    world: World, record: Record, layout: Layout, params: Any, policy_params: Any, job: Job, seed: jax.Array
+) -> tuple[Any, jax.Array, jax.Array]:
+    """What `_tile` gives, with leading [M,T]; zeros for tiles that nobody asked for."""
+    now = jax.vmap(lambda history: history.obs[history.length - 1])(job.histories)
+    pieces = jax.vmap(partial(pieces_of, layout, job))(jnp.arange(layout.tiles))
+    slots = job.cells * layout.slots_of_cell(job.samples)
+    parts = jnp.minimum(layout.parts, -(-job.samples // (layout.members * layout.chunk)))
+
+    def of_member(member: Any) -> Callable[[Any], Any]:
+        own = world.dynamics.member(params, member)
+        starts = _encode(world, own, policy_params, job)
+        samples = samples_of(layout, pieces.sample, layout.chunk, member)
+        asked = pieces.live[:, :, None] & (samples < job.samples)
+        keys = jax.vmap(partial(_keys, layout, job, seed))(pieces, samples)
+
+        def tile(number: Any) -> Any:
+            own_pieces = jax.tree.map(lambda leaf: leaf[number], pieces)
+            noises = partial(_noise, world, layout, keys[number], own_pieces)
+            run = partial(_tile, world, record, layout, own, policy_params, job, starts, now, own_pieces, noises)
+            return _if_any(asked[number], run)
+
+        return tile
+
+    def add_member(member: Any, found: Any) -> Any:
+        tile = of_member(member)
+
+        def add(number: Any, found: Any) -> Any:
+            return jax.tree.map(lambda whole, new: whole.at[member, number].set(new), found, tile(number))
+
+        return jax.lax.fori_loop(0, -(-slots * parts // layout.pieces), add, found)
+
+    shapes = jax.eval_shape(lambda: of_member(0)(0))
+    empty = jax.tree.map(lambda leaf: jnp.zeros((layout.members, layout.tiles, *leaf.shape), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, layout.members, add_member, empty)
 
 
 def _tile(
@@ -214,17 +130,13 @@ def _tile(
     job: Job,
     starts: Course,
     now: jax.Array,
-    seed: jax.Array,
-    member: Any,
-    number: Any,
+    pieces: Pieces,
+    noises: Callable[[Any], StepNoise],
 ) -> tuple[Any, jax.Array, jax.Array]:
     """One tile of one member from the decision to the horizon: kept [rows,pieces,chunk,...], ends [pieces,chunk].
 
     Its trajectories are [chunk*pieces], so that what a slot shares is spread over a leading axis.
     """
-    pieces = _pieces(layout, job, number)
-    numbers = _numbers(layout, pieces.group * layout.width + pieces.part * layout.chunk, layout.chunk, member)
-    noises = partial(_noise, world, layout, _keys(layout, job, seed, pieces, numbers), pieces)
     plans = job.plans[pieces.cell]
 
     def each(row: jax.Array) -> jax.Array:
@@ -238,31 +150,26 @@ def _tile(
     def keep(moment: Moment) -> Any:
         return jax.vmap(record.keep)(moment, each(now[pieces.row]))
 
-    def run() -> tuple[Any, jax.Array, jax.Array]:
-        # Before the first step all samples of a slot are one.
-        one = partial(advance, world, own, policy_params)
-        first = jax.vmap(jax.vmap(partial(one, index=0)), (None, None, 0))
-        before = jax.tree.map(lambda leaf: leaf[pieces.row], starts)
-        course, moment = jax.tree.map(flat, first(before, plans[:, 0], noises(0)))
-
-        def body(index: Any, carry: tuple[Course, Any]) -> tuple[Course, Any]:
-            noise = jax.tree.map(flat, noises(index))
-            course, moment = jax.vmap(partial(one, index=index))(carry[0], each(plans[:, index]), noise)
-            return course, jax.tree.map(lambda whole, new: whole.at[index].set(new), carry[1], keep(moment))
-
-        def begin(leaf: jax.Array) -> jax.Array:
-            return jnp.zeros((layout.rows, *leaf.shape), leaf.dtype).at[0].set(leaf)
-
-        course, kept = jax.lax.fori_loop(1, job.horizon, body, (course, jax.tree.map(begin, keep(moment))))
-        ends = jax.vmap(partial(finish, world, own))(course)
-        return jax.tree.map(partial(by_piece, axis=1), kept), *map(partial(by_piece, axis=0), ends)
-
     def by_piece(leaf: jax.Array, axis: int) -> jax.Array:
         """[...,chunk*pieces,...] -> [...,pieces,chunk,...]."""
         apart = leaf.reshape(*leaf.shape[:axis], layout.chunk, layout.pieces, *leaf.shape[axis + 1 :])
         return apart.swapaxes(axis, axis + 1)
 
-    return _if_any(pieces.live[:, None] & (numbers < job.samples), run)
+    # Before the first step all samples of a slot are one.
+    run = partial(advance, world, own, policy_params)
+    first = jax.vmap(jax.vmap(partial(run, index=0)), (None, None, 0))
+    before = jax.tree.map(lambda leaf: leaf[pieces.row], starts)
+    course, moment = jax.tree.map(flat, first(before, plans[:, 0], noises(0)))
+    kept = jax.tree.map(lambda leaf: jnp.zeros((layout.rows, *leaf.shape), leaf.dtype).at[0].set(leaf), keep(moment))
+
+    def body(index: Any, carry: tuple[Course, Any]) -> tuple[Course, Any]:
+        noise = jax.tree.map(flat, noises(index))
+        course, moment = jax.vmap(partial(run, index=index))(carry[0], each(plans[:, index]), noise)
+        return course, jax.tree.map(lambda whole, new: whole.at[index].set(new), carry[1], keep(moment))
+
+    course, kept = jax.lax.fori_loop(1, job.horizon, body, (course, kept))
+    ends = jax.vmap(partial(finish, world, own))(course)
+    return jax.tree.map(partial(by_piece, axis=1), kept), *map(partial(by_piece, axis=0), ends)
 
 
 def _if_any(asked: jax.Array, run: Callable[[], Any]) -> Any:
@@ -271,18 +178,13 @@ def _if_any(asked: jax.Array, run: Callable[[], Any]) -> Any:
     return jax.lax.cond(asked.any(), run, lambda: blank)
 
 
-def _numbers(layout: Layout, first: jax.Array, count: int, member: Any) -> jax.Array:
-    """i32[...,count]: samples of a member from its `first` i32[...]; sample s belongs to member s mod M."""
-    return jnp.add.outer(first, jnp.arange(count)) * layout.members + member
-
-
-def _keys(layout: Layout, job: Job, seed: jax.Array, pieces: Pieces, numbers: jax.Array) -> jax.Array:
-    """key[chunk,few*_SHARE] of the tile's different noises, from the `numbers` i32[pieces,chunk] of its samples."""
-    first = jnp.resize(pieces.first, _SHARE * _few(layout))
+def _keys(layout: Layout, job: Job, seed: jax.Array, pieces: Pieces, samples: jax.Array) -> jax.Array:
+    """key[chunk,few*TURNS] of a tile's different noises, from the numbers of its `samples` i32[pieces,chunk]."""
+    first = jnp.resize(pieces.first, (TURNS * _few(layout),))
     patient = pieces.row[first]
     stay, last = job.histories.stay_id[patient], job.histories.length[patient] - 1
     of_piece = jax.vmap(trajectory_key, (None, None, None, 0))
-    return jax.vmap(of_piece, (None, 0, 0, 0), 1)(seed, stay, last, numbers[first])
+    return jax.vmap(of_piece, (None, 0, 0, 0), 1)(seed, stay, last, samples[first])
 
 
 def _noise(world: World, layout: Layout, keys: jax.Array, pieces: Pieces, index: Any) -> StepNoise:
@@ -302,19 +204,19 @@ def _noise(world: World, layout: Layout, keys: jax.Array, pieces: Pieces, index:
 
 def _few(layout: Layout) -> int:
     """Noises that are drawn in a turn."""
-    return math.ceil(layout.pieces / _SHARE)
+    return math.ceil(layout.pieces / TURNS)
 
 
 def _encode(world: World, own: Any, policy_params: Any, job: Job) -> Course:
     """Course with leading [N] at the decision of each patient; rows beyond them are not computed."""
     read = jax.vmap(partial(start, world, own, policy_params))
+    patients = jnp.where(job.cells > 0, job.row[job.cells - 1] + 1, 0)
 
     def some(part: jax.Array, found: Course) -> Course:
-        rows = part * _AT_A_TIME + jnp.arange(_AT_A_TIME)
+        rows = jnp.minimum(part * _AT_A_TIME + jnp.arange(_AT_A_TIME), patients - 1)
         new = read(jax.tree.map(lambda leaf: leaf[rows], job.histories))
         return jax.tree.map(lambda whole, new: whole.at[rows].set(new), found, new)
 
     shapes = jax.eval_shape(read, job.histories)
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    patients = jnp.where(job.cells > 0, job.row[job.cells - 1] + 1, 0)
     return jax.lax.fori_loop(0, -(-patients // _AT_A_TIME), some, empty)

@@ -15,9 +15,9 @@ import numpy as np
 from sepsis_jax.data.episodes import Episodes
 from sepsis_jax.dynamics.protocol import History, history_at
 from sepsis_jax.simulation.batch import BLOCK, simulate
-from sepsis_jax.simulation.block import Layout
 from sepsis_jax.simulation.candidates import Candidates
 from sepsis_jax.simulation.course import World
+from sepsis_jax.simulation.layout import Layout
 from sepsis_jax.simulation.policy import RARE, Policy, probs_at
 from sepsis_jax.simulation.record import Summarize, Summary
 
