@@ -24,7 +24,7 @@ from sepsis_jax.errors import InputError
 from sepsis_jax.simulation.block import AXIS
 from sepsis_jax.simulation.compiled import compiled
 from sepsis_jax.simulation.course import Moment, World
-from sepsis_jax.simulation.layout import LARGE_TILE, MOST_SAMPLES, SMALL_TILE, TILE, Job, Layout
+from sepsis_jax.simulation.layout import LARGE_TILE, MOST_SAMPLES, SMALL_TILE, TILE, Job, Layout, in_slots
 from sepsis_jax.simulation.record import Record, Samples
 from sepsis_jax.simulation.rollout import check_levels, pad_plans
 
@@ -136,9 +136,15 @@ def simulate(
         for i, part in enumerate(cells):
             if part.start < part.stop:
                 own = jax.tree.map(lambda leaf: leaf[i], found)  # noqa: B023
-                slots = np.add.outer(np.arange(part.stop - part.start), np.arange(groups) * (part.stop - part.start))
-                parts.append(record.collect(own, slots, samples, horizon))
+                parts.append(record.collect(own, _places(layout, part.stop - part.start, groups), samples, horizon))
     return jax.tree.map(lambda *leaves: _join(leaves, batch, candidates), *parts)
+
+
+def _places(layout: Layout, cells: int, groups: int) -> np.ndarray:
+    """See `Record.collect`."""
+    slot, place = np.divmod(np.arange(groups * layout.width), layout.width)
+    order = np.argsort(in_slots(layout, np.arange(groups), groups), axis=None)
+    return np.add.outer(np.arange(cells) * layout.width, (slot * cells * layout.width + place)[order])
 
 
 def on_devices(params: Any) -> Any:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from sepsis_jax.dynamics.protocol import StepNoise, step_noise, trajectory_key
 from sepsis_jax.simulation.course import Course, Moment, World, advance, finish, start
-from sepsis_jax.simulation.layout import TURNS, Job, Layout, Pieces, pieces_of, samples_of
+from sepsis_jax.simulation.layout import TURNS, Job, Layout, Pieces, in_slots, pieces_of, samples_of
 from sepsis_jax.simulation.record import Record, Samples
 from sepsis_jax.simulation.threefry import unrolled
 
@@ -70,8 +70,8 @@ def _run_block(
 
     index = jnp.arange(layout.slots)
     group, cell = jnp.divmod(index, jnp.maximum(job.cells, 1))
-    of_member = partial(samples_of, layout, group * layout.width, layout.width)
-    sample = jnp.stack([of_member(member) for member in range(layout.members)], axis=1)
+    within = in_slots(layout, group, layout.slots_of_cell(job.samples))
+    sample = jnp.stack([samples_of(layout, within, member) for member in range(layout.members)], axis=1)
     samples = Samples((index < slots)[:, None, None] & (sample < job.samples), cell)
 
     def reduce(index: Any, found: Any) -> Any:
@@ -90,13 +90,12 @@ def _run_tiles(
     """What `_tile` gives, with leading [M,T]; zeros for tiles that nobody asked for."""
     now = jax.vmap(lambda history: history.obs[history.length - 1])(job.histories)
     pieces = jax.vmap(partial(pieces_of, layout, job))(jnp.arange(layout.tiles))
-    slots = job.cells * layout.slots_of_cell(job.samples)
-    parts = jnp.minimum(layout.parts, -(-job.samples // (layout.members * layout.chunk)))
+    tiles = layout.tiles_of(job.cells, job.samples)
 
     def of_member(member: Any) -> Callable[[Any], Any]:
         own = world.dynamics.member(params, member)
         starts = _encode(world, own, policy_params, job)
-        samples = samples_of(layout, pieces.sample, layout.chunk, member)
+        samples = samples_of(layout, jnp.add.outer(pieces.sample, jnp.arange(layout.chunk)), member)
         asked = pieces.live[:, :, None] & (samples < job.samples)
         keys = jax.vmap(partial(_keys, layout, job, seed))(pieces, samples)
 
@@ -114,7 +113,7 @@ def _run_tiles(
         def add(number: Any, found: Any) -> Any:
             return jax.tree.map(lambda whole, new: whole.at[member, number].set(new), found, tile(number))
 
-        return jax.lax.fori_loop(0, -(-slots * parts // layout.pieces), add, found)
+        return jax.lax.fori_loop(0, tiles, add, found)
 
     shapes = jax.eval_shape(lambda: of_member(0)(0))
     empty = jax.tree.map(lambda leaf: jnp.zeros((layout.members, layout.tiles, *leaf.shape), leaf.dtype), shapes)

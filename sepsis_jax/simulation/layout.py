@@ -6,8 +6,8 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from sepsis_jax.dynamics.protocol import History
@@ -63,6 +63,10 @@ class Layout:
         """T, of each member."""
         return math.ceil(self.slots * self.parts / self.pieces)
 
+    def tiles_of(self, cells: Any, samples: Any) -> Any:
+        """How many tiles of a member hold all samples (int or i32[]) of so many cells."""
+        return -(-(-(-samples // (self.members * self.chunk)) * cells) // self.pieces)
+
     def slots_of_cell(self, samples: Any) -> Any:
         """How many slots the samples (int or i32[]) of a cell take."""
         return -(-samples // (self.members * self.width))
@@ -91,7 +95,7 @@ class Pieces:
     """Those of one tile, i32[pieces] each.
 
     Attributes:
-      cell, row: of each, and the patient. sample: the first of its samples, counted within the member.
+      cell, row: of each, and the patient. sample: the first of its samples, counted within a member.
       noise: which of the tile's different noises it has. first: of each noise a piece that has it; the first `noises`
         i32[] count.
       live: bool[pieces].
@@ -107,18 +111,25 @@ class Pieces:
 
 
 def pieces_of(layout: Layout, job: Job, tile: Any) -> Pieces:
-    """Of one tile. They are ordered by part, slot of the cell, patient and cell, so that one noise has neighbours."""
-    cells = jnp.maximum(job.cells, 1)
+    """Of one tile. They are ordered by samples, patient and cell, so that those with the same noise are neighbours."""
     index = tile * layout.pieces + jnp.arange(layout.pieces)
-    part, slot = jnp.divmod(index, cells * layout.slots_of_cell(job.samples))
-    group, cell = jnp.divmod(slot, cells)
-    live, row, sample = part < layout.parts, job.row[cell], group * layout.width + part * layout.chunk
-    other = (row[1:] != row[:-1]) | (sample[1:] != sample[:-1])
+    number, cell = jnp.divmod(index, jnp.maximum(job.cells, 1))
+    live, row = number < layout.slots_of_cell(job.samples) * layout.parts, job.row[cell]
+    other = (row[1:] != row[:-1]) | (number[1:] != number[:-1])
     noise = jnp.cumsum(jnp.append(False, other))
     first = jnp.searchsorted(noise, jnp.arange(layout.pieces))
-    return Pieces(cell, row, sample, noise, first, jnp.where(live, noise, 0).max() + 1, live)
+    return Pieces(cell, row, number * layout.chunk, noise, first, jnp.where(live, noise, 0).max() + 1, live)
 
 
-def samples_of(layout: Layout, first: jax.Array, count: int, member: Any) -> jax.Array:
-    """i32[...,count]: numbers of `count` samples from a member's `first` i32[...]; s belongs to member s mod M."""
-    return jnp.add.outer(first, jnp.arange(count)) * layout.members + member
+def in_slots(layout: Layout, group: Any, groups: Any) -> Any:
+    """i32[N,W]: samples of a member, counted within it, in the `group`-th i32[N] of a cell's `groups` i32[] slots.
+
+    A cell's pieces of a member are numbered part by part, and hold as many consecutive samples each.
+    """
+    part, place = np.divmod(np.arange(layout.width), layout.chunk)
+    return (part[None] * groups + group[:, None]) * layout.chunk + place[None]
+
+
+def samples_of(layout: Layout, within: Any, member: Any) -> Any:
+    """Numbers of the samples that are counted i32[...] within a member; sample s belongs to member s mod M."""
+    return within * layout.members + member

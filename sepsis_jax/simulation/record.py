@@ -58,7 +58,7 @@ class Record(Protocol):
         """From a block's steps (leading [rows,N]) and ends to NumPy arrays with leading [cells].
 
         Args:
-          place: int[cells,groups] slots of each cell.
+          place: int[cells,J] of each cell's samples of a member, in their order: its slot x W + its place there.
         """
         ...
 
@@ -221,8 +221,8 @@ class Trajectories:
 
         def by_cell(leaf: np.ndarray) -> np.ndarray:
             """[N,M,W,...] -> [cells,S,...]: sample s is the (s div M)-th of member s mod M."""
-            apart = np.moveaxis(leaf[place], 2, 3)
-            return apart.reshape(len(place), -1, *apart.shape[4:])[:, :samples]
+            apart = leaf.swapaxes(1, 2).reshape(-1, leaf.shape[1], *leaf.shape[3:])[place]  # [cells,J,M,...]
+            return apart.reshape(len(place), -1, *apart.shape[3:])[:, :samples]
 
         steps, ends = jax.tree.map(np.asarray, found)
         over_time = jax.tree.map(lambda leaf: by_cell(np.moveaxis(leaf[:horizon], 0, 3)), steps)

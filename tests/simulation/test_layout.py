@@ -48,7 +48,9 @@ def test_tiles_hold_every_sample_once_and_share_noise_between_the_cells_of_a_pat
     filled = np.pad(row, (0, layout.slots - len(row)), constant_values=77)  # what is beyond is anything
     job = Job(None, None, filled, np.int32(len(row)), np.int32(samples), np.int32(1))
     seen: collections.Counter[tuple[int, int]] = collections.Counter()
-    for number in range(layout.tiles):
+    tiles = layout.tiles_of(len(row), samples)
+    assert tiles <= layout.tiles
+    for number in range(tiles):
         pieces = jax.tree.map(np.asarray, pieces_of(layout, job, number))
         shared: dict[int, set[tuple[int, int]]] = collections.defaultdict(set)
         for i in np.flatnonzero(pieces.live):
@@ -59,7 +61,7 @@ def test_tiles_hold_every_sample_once_and_share_noise_between_the_cells_of_a_pat
             first = pieces.first[pieces.noise[i]]
             assert (pieces.row[first], pieces.sample[first]) == mine
             for member in range(members):
-                of_piece = np.asarray(samples_of(layout, pieces.sample[i], layout.chunk, member))
+                of_piece = samples_of(layout, pieces.sample[i] + np.arange(layout.chunk), member)
                 seen.update((int(pieces.cell[i]), int(sample)) for sample in of_piece if sample < samples)
         assert all(len(different) == 1 for different in shared.values())
         assert len(shared) == len(set.union(*shared.values(), set()))  # none is drawn twice
