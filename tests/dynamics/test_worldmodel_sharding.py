@@ -20,8 +20,9 @@ from sepsis_jax.dynamics.worldmodel.losses import history_of
 from sepsis_jax.dynamics.worldmodel.settings import TrainSettings
 from sepsis_jax.errors import InputError
 from sepsis_jax.simulation.batch import make_job, stack
-from sepsis_jax.simulation.block import Layout, run_blocks
+from sepsis_jax.simulation.block import run_blocks
 from sepsis_jax.simulation.course import World
+from sepsis_jax.simulation.layout import Layout
 from sepsis_jax.simulation.record import Summarize
 
 CARRY = TrainSettings(hidden=8, layers=2, members=2, batch_size=12)
@@ -111,7 +112,7 @@ def test_the_rollout_lowers_for_tpu_and_cuda():
     params = model.init(scaler, Support.plausible(scaler), jax.random.key(0))
     world = World(model, AI_CLINICIAN_BINS, PUBLISHED)
     layout = Layout.of(model.members, samples=16, horizon=2, block=256)
-    job = make_job(layout, history_of(episodes), np.array([0, 0, 1]), np.zeros((3, layout.rows, 2), np.int8), 16, 2)
+    job = make_job(history_of(episodes), np.array([0, 0, 1]), np.zeros((3, layout.rows, 2), np.int8), 16, 2)
     mesh = Mesh(np.array(jax.devices()[:1]), ("blocks",))
     run = jax.jit(lambda params, jobs, key: run_blocks(world, Summarize(), layout, mesh, params, None, jobs, key))
     _, text = exported(run, params, jax.tree.map(jnp.asarray, stack(layout, [job])), jax.random.key(0))
