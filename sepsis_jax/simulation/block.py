@@ -26,7 +26,7 @@ AXIS = "blocks"
 """Of the mesh of devices."""
 STATIC = ("world", "record", "layout", "mesh")
 """Of `run_blocks`."""
-_AT_A_TIME = 24  # histories to read
+_AT_A_TIME = 8  # histories to read
 
 
 @partial(jax.jit, static_argnames=STATIC)
