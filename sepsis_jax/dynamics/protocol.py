@@ -93,8 +93,17 @@ class Dynamics(Protocol):
         """All random numbers of one step, as any pytree. Consumes `key`."""
         ...
 
-    def step(self, params: Any, state: Any, action: jax.Array, noise: Any) -> tuple[Any, Step]:
-        """Advance 4 h under `action` int[2] with what `noise` drew. Deterministic."""
+    def prepare(self, params: Any, state: Any) -> Any:
+        """What a step takes from the state alone, whatever the action and the noise, as any pytree (None: nothing)."""
+        ...
+
+    def step(
+        self, params: Any, state: Any, action: jax.Array, noise: Any, prepared: Any = None
+    ) -> tuple[Any, Step]:
+        """Advance 4 h under `action` int[2] with what `noise` drew. Deterministic.
+
+        `prepared` is what `prepare` gives, where many steps from one state share it.
+        """
         ...
 
     def outcome(self, params: Any, state: Any) -> jax.Array:

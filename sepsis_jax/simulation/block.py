@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from sepsis_jax.dynamics.protocol import StepNoise, step_noise, trajectory_key
+from sepsis_jax.dynamics.protocol import History, StepNoise, step_noise, trajectory_key
 from sepsis_jax.simulation.course import Course, Moment, World, advance, finish, start
 from sepsis_jax.simulation.layout import TURNS, Job, Layout, Pieces, in_slots, pieces_of, samples_of
 from sepsis_jax.simulation.record import Record, Samples
@@ -127,7 +127,7 @@ def _tile(
     own: Any,
     policy_params: Any,
     job: Job,
-    starts: Course,
+    starts: tuple[Course, Any],
     now: jax.Array,
     pieces: Pieces,
     noises: Callable[[Any], StepNoise],
@@ -156,9 +156,9 @@ def _tile(
 
     # Before the first step all samples of a slot are one.
     run = partial(advance, world, own, policy_params)
-    first = jax.vmap(jax.vmap(partial(run, index=0)), (None, None, 0))
-    before = jax.tree.map(lambda leaf: leaf[pieces.row], starts)
-    course, moment = jax.tree.map(flat, first(before, plans[:, 0], noises(0)))
+    first = jax.vmap(jax.vmap(lambda *args: run(*args[:3], index=0, prepared=args[3])), (None, None, 0, None))
+    before, prepared = jax.tree.map(lambda leaf: leaf[pieces.row], starts)
+    course, moment = jax.tree.map(flat, first(before, plans[:, 0], noises(0), prepared))
     kept = jax.tree.map(lambda leaf: jnp.zeros((layout.rows, *leaf.shape), leaf.dtype).at[0].set(leaf), keep(moment))
 
     def body(index: Any, carry: tuple[Course, Any]) -> tuple[Course, Any]:
@@ -206,12 +206,20 @@ def _few(layout: Layout) -> int:
     return math.ceil(layout.pieces / TURNS)
 
 
-def _encode(world: World, own: Any, policy_params: Any, job: Job) -> Course:
-    """Course with leading [N] at the decision of each patient; rows beyond them are not computed."""
-    read = jax.vmap(partial(start, world, own, policy_params))
+def _encode(world: World, own: Any, policy_params: Any, job: Job) -> tuple[Course, Any]:
+    """Course at the decision of each patient, and what `Dynamics.prepare` gives for it; rows beyond are not computed.
+
+    Leading [N].
+    """
+
+    @jax.vmap
+    def read(history: History) -> tuple[Course, Any]:
+        course = start(world, own, policy_params, history)
+        return course, world.dynamics.prepare(own, course.state)
+
     patients = jnp.where(job.cells > 0, job.row[job.cells - 1] + 1, 0)
 
-    def some(part: jax.Array, found: Course) -> Course:
+    def some(part: jax.Array, found: Any) -> Any:
         rows = jnp.minimum(part * _AT_A_TIME + jnp.arange(_AT_A_TIME), patients - 1)
         new = read(jax.tree.map(lambda leaf: leaf[rows], job.histories))
         return jax.tree.map(lambda whole, new: whole.at[rows].set(new), found, new)

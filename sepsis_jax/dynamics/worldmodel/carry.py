@@ -86,12 +86,16 @@ class CarryNetwork(nnx.Module):
         mask: jax.Array,
         action: jax.Array,
         key: jax.Array | None = None,
+        recurrent: Any = None,
     ) -> Memory:
-        """Take in z f32[F] and mask bool[F], which came after `action` (one-hot f32[10]). Consumes `key`."""
+        """Take in z f32[F] and mask bool[F], which came after `action` (one-hot f32[10]). Consumes `key`.
+
+        `recurrent` is what `recur` gives, where it is known.
+        """
         since = _since(memory.since, mask)
         level, number = _level(memory.level, memory.number, z, mask)
         x = network_inputs(static, z, level, mask, action, since, memory.steps)
-        return Memory(self.gru(memory.hidden, x, key), since, memory.steps + 1, level, number)
+        return Memory(self.gru(memory.hidden, x, key, recurrent), since, memory.steps + 1, level, number)
 
     def read(self, static: jax.Array, z: jax.Array, mask: jax.Array, action: jax.Array, key: Any = None) -> Memory:
         """Memory after every step, leading T: z f32[T,F], mask bool[T,F], action before each f32[T,10].
@@ -102,6 +106,10 @@ class CarryNetwork(nnx.Module):
         since, level, number = track(z, mask)
         xs = jax.vmap(network_inputs, (None, 0, 0, 0, 0, 0, 0))(static, z, level, mask, action, since, steps)
         return Memory(self.gru.unroll(xs, key), since, steps + 1, level, number)
+
+    def recur(self, memory: Memory) -> Any:
+        """What `observe` takes from the memory alone, whatever comes: L x f32[3H]."""
+        return self.gru.recur(memory.hidden)
 
     def prepare(self, memory: Memory, static: jax.Array) -> Memory:
         """The same memory: all that a step needs is in it."""

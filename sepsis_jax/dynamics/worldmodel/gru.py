@@ -45,9 +45,13 @@ class GRUCell(nnx.Module):
         """f32[...,in] -> f32[...,3H]: the input's part of the gates, for all steps at once."""
         return self.product(x, self.weight_ih[...]) + jnp.reshape(self.bias_ih[...], (1,) * (x.ndim - 1) + (-1,))
 
-    def advance(self, hidden: jax.Array, projected: jax.Array) -> jax.Array:
-        """f32[H], f32[3H] -> f32[H]."""
-        return _gates(hidden, projected, self.product(hidden, self.weight_hh[...]) + self.bias_hh[...])
+    def recur(self, hidden: jax.Array) -> jax.Array:
+        """f32[H] -> f32[3H]: the hidden state's part of the gates."""
+        return self.product(hidden, self.weight_hh[...]) + self.bias_hh[...]
+
+    def advance(self, hidden: jax.Array, projected: jax.Array, recurrent: jax.Array | None = None) -> jax.Array:
+        """f32[H], f32[3H] -> f32[H]; `recurrent` is what `recur` gives, where it is known."""
+        return _gates(hidden, projected, self.recur(hidden) if recurrent is None else recurrent)
 
     def begin(self, projected: jax.Array) -> jax.Array:
         """`advance` from zeros, whose products are zeros: f32[3H] -> f32[H]."""
@@ -73,14 +77,25 @@ class StackedGRU(nnx.Module):
         """f32[L,H] zeros."""
         return jnp.zeros(self.shape)
 
-    def __call__(self, hidden: jax.Array, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """One step: f32[L,H], f32[in] -> f32[L,H]. Consumes `key`; no key, no dropout."""
+    def recur(self, hidden: jax.Array) -> list[jax.Array]:
+        """f32[L,H] -> L x f32[3H]: what the gates of each layer take from the hidden state."""
+        return [cell.recur(hidden[layer]) for layer, cell in enumerate(self.cells)]
+
+    def __call__(
+        self,
+        hidden: jax.Array,
+        x: jax.Array,
+        key: jax.Array | None = None,
+        recurrent: list[jax.Array] | None = None,
+    ) -> jax.Array:
+        """One step: f32[L,H], f32[in] -> f32[L,H]. Consumes `key`; no key, no dropout. `recurrent`: see `recur`."""
         outputs: list[jax.Array] = []
         for layer, cell in enumerate(self.cells):
             if outputs:
                 layer_key = None if key is None else jax.random.fold_in(key, layer)
                 x = self.dropout(outputs[-1], deterministic=key is None, rngs=layer_key)
-            outputs.append(cell(hidden[layer], x))
+            known = None if recurrent is None else recurrent[layer]
+            outputs.append(cell.advance(hidden[layer], cell.project(x), known))
         return jnp.stack(outputs)
 
     def unroll(self, xs: jax.Array, key: jax.Array | None = None) -> jax.Array:

@@ -181,15 +181,20 @@ class PublishedNetwork(nnx.Module):
         mask: jax.Array,
         action: jax.Array,
         key: jax.Array | None = None,
+        recurrent: Any = None,
     ) -> Window:
         """Append what came after `action` (one-hot f32[10]). No dropout, so `key` is not used."""
-        del key
+        del key, recurrent
         last = _complete(memory.rows[-1], action)
         if memory.flight is None:  # else there is a newest row
             last = jnp.where(memory.seen > 0, last, memory.rows[-1])
         row = jnp.concatenate([z, mask.astype(z.dtype), action])
         flight = None if memory.flight is None else self._fly(memory.flight, last, static)
         return Window(jnp.concatenate([memory.rows[1:-1], last[None], row[None]]), memory.seen + 1, flight)
+
+    def recur(self, memory: Window) -> None:
+        """Nothing: what windows share is in flight."""
+        del memory
 
     def prepare(self, memory: Window, static: jax.Array) -> Window:
         """The same memory with windows in flight, for a simulation from here on."""
