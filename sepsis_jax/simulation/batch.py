@@ -132,10 +132,10 @@ def simulate(
         cells = [slice(bounds[i], bounds[i + 1]) for i in range(first, first + mesh.size)]
         jobs = [make_job(histories, patient[part], plans[part], samples, horizon) for part in cells]
         together = jax.device_put(stack(layout, jobs), NamedSharding(mesh, PartitionSpec(AXIS)))
-        found = jax.device_get(run(world, record, layout, mesh, params, policy_params, together, seed))
+        found = run(world, record, layout, mesh, params, policy_params, together, seed)
         for i, part in enumerate(cells):
             if part.start < part.stop:
-                own = jax.tree.map(lambda leaf: leaf[i], found)  # noqa: B023
+                own = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(i))[0], found)  # noqa: B023
                 parts.append(record.collect(own, _places(layout, part.stop - part.start, groups), samples, horizon))
     return jax.tree.map(lambda *leaves: _join(leaves, batch, candidates), *parts)
 
