@@ -49,7 +49,12 @@ class ToyDynamics:
     def noise(self, key: jax.Array) -> jax.Array:
         return jax.random.normal(key, (2,))
 
-    def step(self, params: ToyParams, state: jax.Array, action: jax.Array, noise: jax.Array) -> tuple[jax.Array, Step]:
+    def shared(self, params: ToyParams, state: jax.Array) -> None:
+        return None
+
+    def step(
+        self, params: ToyParams, state: jax.Array, action: jax.Array, noise: jax.Array, shared: None = None
+    ) -> tuple[jax.Array, Step]:
         pressor, fluid = action.astype(jnp.float32)
         state = state.at[MAP].add(params.pressor * (pressor - 1) + params.noise_map * noise[0])
         state = state.at[LACTATE].add(-params.fluid * (fluid - 1) + params.noise_lactate * noise[1])

@@ -109,15 +109,15 @@ class VAR:
         """Random numbers of one step. Consumes `key`."""
         return draw_noise(key, rank=0, masks=False)
 
-    def prepare(self, params: VARParams, state: Last) -> None:
+    def shared(self, params: VARParams, state: Last) -> None:
         """Nothing."""
         del params, state
 
     def step(
-        self, params: VARParams, state: Last, action: jax.Array, noise: Noise, prepared: None = None
+        self, params: VARParams, state: Last, action: jax.Array, noise: Noise, shared: None = None
     ) -> tuple[Last, Step]:
         """The next 4 h under `action` int[2] with what `noise` drew."""
-        del prepared
+        del shared
         prediction = self.decode(params, state, action)
         value, obs, mask = draw(prediction, params.support, state.obs, state.mask, noise)
         return Last(obs, mask, state.static), Step(obs, mask, jnp.float32(0), jnp.zeros(2), value)

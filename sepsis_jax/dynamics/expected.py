@@ -67,15 +67,15 @@ class ExpectedExits:
         """See `Dynamics.noise`. Consumes `key`."""
         return self.model.noise(key)
 
-    def prepare(self, params: Any, state: ExpectedState) -> Any:
-        """See `Dynamics.prepare`."""
-        return self.model.prepare(params, state.inner)
+    def shared(self, params: Any, state: ExpectedState) -> Any:
+        """See `Dynamics.shared`."""
+        return self.model.shared(params, state.inner)
 
     def step(
-        self, params: Any, state: ExpectedState, action: jax.Array, noise: Any, prepared: Any = None
+        self, params: Any, state: ExpectedState, action: jax.Array, noise: Any, shared: Any = None
     ) -> tuple[ExpectedState, Step]:
         """See `Dynamics.step`."""
-        inner, step = self.model.step(params, state.inner, action, noise, prepared)
+        inner, step = self.model.step(params, state.inner, action, noise, shared)
         death, discharge = step.exit_hazard
         leaves = (1 - death) * discharge
         ends = state.here * (death + leaves * self.model.outcome(params, inner))

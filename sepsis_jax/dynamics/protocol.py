@@ -93,16 +93,14 @@ class Dynamics(Protocol):
         """All random numbers of one step, as any pytree. Consumes `key`."""
         ...
 
-    def prepare(self, params: Any, state: Any) -> Any:
+    def shared(self, params: Any, state: Any) -> Any:
         """What a step takes from the state alone, whatever the action and the noise, as any pytree (None: nothing)."""
         ...
 
-    def step(
-        self, params: Any, state: Any, action: jax.Array, noise: Any, prepared: Any = None
-    ) -> tuple[Any, Step]:
+    def step(self, params: Any, state: Any, action: jax.Array, noise: Any, shared: Any = None) -> tuple[Any, Step]:
         """Advance 4 h under `action` int[2] with what `noise` drew. Deterministic.
 
-        `prepared` is what `prepare` gives, where many steps from one state share it.
+        `shared` is what the method of that name gives for this state, where many steps share it.
         """
         ...
 

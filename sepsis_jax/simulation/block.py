@@ -156,9 +156,9 @@ def _tile(
 
     # Before the first step all samples of a slot are one.
     run = partial(advance, world, own, policy_params)
-    first = jax.vmap(jax.vmap(lambda *args: run(*args[:3], index=0, prepared=args[3])), (None, None, 0, None))
-    before, prepared = jax.tree.map(lambda leaf: leaf[pieces.row], starts)
-    course, moment = jax.tree.map(flat, first(before, plans[:, 0], noises(0), prepared))
+    first = jax.vmap(jax.vmap(run, (0, 0, 0, None, 0)), (None, None, 0, None, None))
+    before, shared = jax.tree.map(lambda leaf: leaf[pieces.row], starts)
+    course, moment = jax.tree.map(flat, first(before, plans[:, 0], noises(0), 0, shared))
     kept = jax.tree.map(lambda leaf: jnp.zeros((layout.rows, *leaf.shape), leaf.dtype).at[0].set(leaf), keep(moment))
 
     def body(index: Any, carry: tuple[Course, Any]) -> tuple[Course, Any]:
@@ -207,7 +207,7 @@ def _few(layout: Layout) -> int:
 
 
 def _encode(world: World, own: Any, policy_params: Any, job: Job) -> tuple[Course, Any]:
-    """Course at the decision of each patient, and what `Dynamics.prepare` gives for it; rows beyond are not computed.
+    """Course at the decision of each patient, and what `Dynamics.shared` gives for it; rows beyond are not computed.
 
     Leading [N].
     """
@@ -215,7 +215,7 @@ def _encode(world: World, own: Any, policy_params: Any, job: Job) -> tuple[Cours
     @jax.vmap
     def read(history: History) -> tuple[Course, Any]:
         course = start(world, own, policy_params, history)
-        return course, world.dynamics.prepare(own, course.state)
+        return course, world.dynamics.shared(own, course.state)
 
     patients = jnp.where(job.cells > 0, job.row[job.cells - 1] + 1, 0)
 

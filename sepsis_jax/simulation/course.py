@@ -110,7 +110,7 @@ def advance(
     planned: jax.Array,
     noise: StepNoise,
     index: Any,
-    prepared: Any = None,
+    shared: Any = None,
 ) -> tuple[Course, Moment]:
     """One 4-h step.
 
@@ -119,14 +119,14 @@ def advance(
       planned: int8[2] levels, or `ASK_POLICY`.
       noise: of the step, see `dynamics.protocol.step_noise`.
       index: i32[] number of the step, from 0.
-      prepared: what `Dynamics.prepare` gives for `course.state`, where it is known.
+      shared: what `Dynamics.shared` gives for `course.state`, where it is known.
     """
     action, memory = planned.astype(jnp.int8), course.memory
     if world.policy is not None:
         probs, memory = world.policy.probs(policy_params, memory, course.obs, course.mask, course.action)
         drawn = actions.decode((noise.action >= jnp.cumsum(probs)[:-1]).sum())
         action = jnp.where(planned[0] == ASK_POLICY, drawn, action)
-    state, step = world.dynamics.step(params, course.state, action, noise.dynamics, prepared)
+    state, step = world.dynamics.step(params, course.state, action, noise.dynamics, shared)
     urine = jnp.append(course.urine[1:], step.obs[URINE])
     score = _sofa(world, step.obs, step.vent_prob > 0.5, action, urine)
     lactate = INDEX["lactate"]

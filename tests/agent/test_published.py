@@ -74,7 +74,7 @@ def test_who_repeats_the_record_earns_the_record():
 
 @dataclasses.dataclass(frozen=True)
 class Intubating(ToyDynamics):
-    def step(self, params, state, action, noise):
+    def step(self, params, state, action, noise, shared=None):
         state, step = super().step(params, state, action, noise)
         return state, step.replace(vent_prob=jnp.float32(0.75), exit_hazard=jnp.zeros(2))
 

@@ -1,6 +1,7 @@
 """`WorldModel` as a `Dynamics`: what it may know at a decision, and what a step does."""
 
 import dataclasses
+from functools import partial
 
 import chex
 import jax
@@ -162,6 +163,17 @@ def test_unroll_repeats_step(world):
         state = jax.tree.map(lambda leaf: leaf[0], states)
         assert_same(jax.tree.map(lambda leaf: leaf[i], steps), jax.tree.map(lambda leaf: leaf[0], step))  # noqa: B023
     assert_same(last, state)
+
+
+def test_what_steps_from_one_state_share_is_part_of_each(world, key):
+    state, action = world.encode(world.params, world.history(0, 3)), jnp.array([2, 3])
+    step = jax.jit(partial(world.model.step, world.params, state, action, world.model.noise(key)))
+    shared = jax.jit(world.model.shared)(world.params, state)
+    chex.assert_trees_all_close(step(shared), step(), rtol=1e-5, atol=1e-6)
+    for other in jax.tree.leaves(shared):
+        wrong = jax.tree.map(lambda leaf: leaf + (leaf is other), shared)  # noqa: B023
+        assert not np.allclose(step(wrong)[0].memory.hidden, step(shared)[0].memory.hidden, atol=1e-3)
+    assert len(jax.tree.leaves(shared)) == (2 if world.model.architecture == "carry" else 0)
 
 
 def test_members_are_different_networks():

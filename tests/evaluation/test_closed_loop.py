@@ -147,7 +147,10 @@ class Wishful:
     def noise(self, key):
         return jax.random.normal(key)
 
-    def step(self, params, state, action, noise):
+    def shared(self, params, state):
+        return None
+
+    def step(self, params, state, action, noise, shared=None):
         step = Step(state, np.zeros(38, bool), np.float32(0), np.zeros(2, np.float32), state)
         return state.at[INDEX["meanbp"]].add(5.0 * action[0] + noise), step
 

@@ -40,7 +40,7 @@ SETTINGS = EvaluationSettings(decisions=30, samples=10, rollouts=20, rollout_sam
 class Still(ToyDynamics):
     """Nothing ever changes."""
 
-    def step(self, params, state, action, key):
+    def step(self, params, state, action, noise, shared=None):
         return state, Step(state, jnp.ones(38, bool), jnp.float32(0), jnp.zeros(2), state)
 
     def outcome(self, params, state):

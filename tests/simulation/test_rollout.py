@@ -265,7 +265,7 @@ def test_proper_sofa_follows_the_dose():
 class Unmeasured(ToyDynamics):
     """Lactate is never drawn."""
 
-    def step(self, params, state, action, noise):
+    def step(self, params, state, action, noise, shared=None):
         after, step = super().step(params, state, action, noise)
         kept = dataclasses.replace(step, obs=step.obs.at[LACTATE].set(9.0))
         return after, kept

@@ -99,16 +99,16 @@ class PatientDynamics:
         """Standard normals of the physiology, of the readings and of what is recorded. Consumes `key`."""
         return _noise(key, (physiology.NUM_NOISE, NUM_FEATURES, observation.NUM_RECORD_NOISE))
 
-    def prepare(self, params: Params, state: PatientState) -> None:
+    def shared(self, params: Params, state: PatientState) -> None:
         """Nothing."""
         del params, state
 
     @partial(jax.jit, static_argnums=0)  # traced once for all that use it
     def step(
-        self, params: Params, state: PatientState, action: jax.Array, noise: list[jax.Array], prepared: None = None
+        self, params: Params, state: PatientState, action: jax.Array, noise: list[jax.Array], shared: None = None
     ) -> tuple[PatientState, Step]:
         """Advance 4 h under `action` int[2] (vasopressor, fluid) with what `noise` drew."""
-        del prepared
+        del shared
         process, reading, drawing = noise
         p, knobs = state.patient, params.knobs
         dose, fluid = self.doses(p, action) * knobs.effect_scale

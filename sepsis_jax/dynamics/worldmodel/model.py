@@ -175,16 +175,16 @@ class WorldModel:
         obs: jax.Array,
         mask: jax.Array,
         key: jax.Array | None = None,
-        prepared: Any = None,
+        shared: Any = None,
     ) -> PatientState:
         """State after `obs` f32[F] (clinical units) followed `action` int[2]. Consumes `key` (dropout).
 
-        `prepared` is what `prepare` gives, where it is known.
+        `shared` is what the method of that name gives for this state, where it is known.
         """
         z = params.support.normalize(obs)
         network = merge(self, params)
         read = self.read_mask(params, obs, mask)
-        memory = network.observe(state.memory, state.static, z, read, actions.one_hot(action), key, prepared)
+        memory = network.observe(state.memory, state.static, z, read, actions.one_hot(action), key, shared)
         return PatientState(memory, state.static, obs, mask, action.astype(jnp.int8))
 
     @partial(jax.jit, static_argnums=0)
@@ -207,20 +207,20 @@ class WorldModel:
         carries = self.architecture == "carry"
         return draw_noise(key, carry.RANK if carries else 0, masks=carries)
 
-    def prepare(self, params: Params, state: PatientState) -> Any:
+    def shared(self, params: Params, state: PatientState) -> Any:
         """What `advance` takes from the state alone."""
         return merge(self, params).recur(state.memory)
 
     @partial(jax.jit, static_argnums=0)
     def step(
-        self, params: Params, state: PatientState, action: jax.Array, noise: Noise, prepared: Any = None
+        self, params: Params, state: PatientState, action: jax.Array, noise: Noise, shared: Any = None
     ) -> tuple[PatientState, Step]:
         """The next 4 h under `action` int[2] with what `noise` drew; without an exit model the hazards are 0."""
         prediction = self.decode(params, state, action)
         value, obs, mask = draw(prediction, params.support, state.obs, state.mask, noise)
         hazard = jnp.zeros(2) if prediction.exit_logit is None else jax.nn.sigmoid(prediction.exit_logit)
         step = Step(obs, mask, jax.nn.sigmoid(prediction.vent_logit), hazard, value)
-        return self.advance(params, state, action, obs, mask, prepared=prepared), step
+        return self.advance(params, state, action, obs, mask, shared=shared), step
 
     def unroll(self, params: Params, state: PatientState, plan: jax.Array, key: jax.Array) -> tuple[PatientState, Step]:
         """Follow `plan` int[H,2] without exits: last state, Step with leading H. Consumes `key` as `rollout` does."""
