@@ -55,7 +55,8 @@ demo: $(VENV)/.installed
 	@# The last two need nothing of each other, so each gets a core; the tables of one wait for the other's.
 	$(BIN)/python evaluate.py --config configs/demo.yaml > runs/demo/evaluation.txt & \
 	$(BIN)/python agent_loop.py --config configs/demo.yaml; agent=$$?; \
-	wait $$!; evaluation=$$?; cat runs/demo/evaluation.txt; exit $$((agent + evaluation))
+	wait $$!; evaluation=$$?; cat runs/demo/evaluation.txt; \
+	echo "Report: runs/demo/agent/report.html"; exit $$((agent + evaluation))
 
 vllm:
 	@$(PYTHON) llm/install.py vllm $(VLLM) $(if $(DEVICE),--device $(DEVICE))

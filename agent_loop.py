@@ -44,7 +44,8 @@ class Flags:
       episodes: Episodes store; default RUN/episodes.
       released_episodes: test episodes of the published system (a pickle) to run over instead; clinicians are then
         estimated from `episodes` or, where RUN has none, taken as uniform.
-      scaler: their scaler_params_log.json. feature_config: their episode_feature_config.json; default beside it.
+      scaler: their scaler_params_log.json.
+      feature_config: their episode_feature_config.json; default beside it.
       checkpoint: world model; default RUN/world_model.
       out: folder for transcripts.jsonl, transcripts.md and report.html; default RUN/agent.
       serve: model (a folder, or a name on a hub) that vLLM serves here for as long as the run lasts.

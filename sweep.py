@@ -42,13 +42,16 @@ class Flags:
     Attributes:
       episodes: Episodes store; default RUN/episodes.
       checkpoint: world model; default RUN/world_model.
-      out: the sweep; default RUN/sweep.zarr. While it grows it is OUT.unfinished.
+      out: the sweep; default RUN/sweep.zarr; a finished one there is replaced. While it grows it is OUT.unfinished.
       candidates: 'all' (25 actions), a .json file {"name": [[vasopressor, fluid], ...]} of plans, or policies:
         clinician, guideline, untreated.
       hold: 4-h steps that each of the 25 actions is given; then, as after a plan, the clinician estimate goes on.
-      samples: simulated futures of a candidate. horizon: 4-h steps.
+      samples: simulated futures of a candidate.
+      horizon: 4-h steps that are simulated.
       features: to describe, separated by commas, or 'all'.
-      steps: decisions of each stay, e.g. 0,1,5; default all. stays: their ids; default all. split: only its stays.
+      steps: decisions of each stay, e.g. 0,1,5; default all.
+      stays: ids of stays; default all.
+      split: only stays of this split.
       memory: GB that the process may use; default 4, or what the smallest blocks of many cores need.
       precision: of the factors in the world model's products, float32 or bfloat16 (faster; sums stay float32).
       seed: of the random numbers.
@@ -123,7 +126,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check_places(flags: Flags, store: Unfinished, episodes: Path) -> None:
-    """InputError where something would be overwritten, or could not be written after hours."""
+    """InputError where something else would be overwritten, or could not be written after hours."""
     if flags.dry_run:
         return
     store.check(resume=flags.resume)

@@ -31,7 +31,8 @@ class Flags:
     Attributes:
       stage: 'data' makes the dialogues of the next two, 'dynamics' and 'demonstrations' learn from them, 'rl' improves
         inside the world model.
-      episodes: Episodes store; default RUN/episodes. checkpoint: world model; default RUN/world_model.
+      episodes: Episodes store; default RUN/episodes.
+      checkpoint: world model; default RUN/world_model.
       teacher: folder of a run of agent_loop.py over train stays to learn from, instead of the planner's.
       start: model that the stage starts from; default that of the stage before, which for the first is made.
       out: folder of a stage that trains; default RUN/curriculum/STAGE.

@@ -3,7 +3,7 @@
 A sim-step is one trajectory advanced 4 h by one member. The peers are the same networks with the same draws in PyTorch
 (benchmarks/torch_simulation.py), in f32 unless a name says bf16: a `loop` over single trajectories and a batch over the
 25 candidates (`torch_batched`), both with one and with two threads, whichever is faster; and all candidates and samples
-of a patient in one batch (`torch_at_once`), the hardest. Ratios are medians over turns taken in the same run.
+of a patient in one batch (`torch_at_once`), the hardest. Ratios are of median rates over turns taken in the same run.
 """
 
 from __future__ import annotations
@@ -100,14 +100,17 @@ def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, f
     for name, path, horizons in (("carry", checkpoints.CARRY, (12,)), ("published", checkpoints.PUBLISHED, (1, 12))):
         for h in horizons:
             cases[f"{name}_core_h{h}"] = (_ours(path, episodes, patients, h, RETURNS), steps * h)
-            cases[f"{name}_at_once_h{h}"] = (partial(_torch(path, h, threads=2), batch), batch * h)
+            cases[f"{name}_torch_at_once_h{h}"] = (partial(_torch(path, h, threads=2), batch), batch * h)
             if name == "carry":
                 peer = partial(_autocast, _torch(path, h, threads=2), batch)
-                cases[f"carry_at_once_bf16_h{h}"] = (peer, batch * h)
+                cases[f"carry_torch_at_once_bf16_h{h}"] = (peer, batch * h)
             for threads in (1, 2):
                 peer = _torch(path, h, threads)
-                cases[f"{name}_loop_h{h}_{threads}"] = (lambda peer=peer: [peer(1) for _ in range(30)], 30 * h)
-                cases[f"{name}_batched_h{h}_{threads}"] = (lambda peer=peer: [peer(25) for _ in range(10)], 250 * h)
+                cases[f"{name}_torch_loop_h{h}_{threads}"] = (lambda peer=peer: [peer(1) for _ in range(30)], 30 * h)
+                cases[f"{name}_torch_batched_h{h}_{threads}"] = (
+                    lambda peer=peer: [peer(25) for _ in range(10)],
+                    250 * h,
+                )
     carry = partial(_ours, checkpoints.CARRY, episodes, patients, 12)
     cases["carry_h12"] = (carry(DEFAULT), steps * 12)
     cases["carry_bf16_h12"] = (carry(DEFAULT, precision="bfloat16"), steps * 12)
@@ -122,10 +125,10 @@ def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, f
     cases["gemm_torch"] = (lambda: [dense @ dense for _ in range(50)], 50 * 2 * 1024**3)
     rate = {name: statistics.median(rates) for name, rates in _alternate(cases, turns).items()}
     for name, h in (("carry", 12), ("published", 1), ("published", 12)):
-        for peer in ("loop", "batched"):
+        for peer in ("torch_loop", "torch_batched"):
             rate[f"{name}_{peer}_h{h}"] = max(rate.pop(f"{name}_{peer}_h{h}_{threads}") for threads in (1, 2))
     flops = 2 * _products(checkpoints.CARRY)
-    peers = {"loop": "loop", "torch_batched": "batched", "torch_at_once": "at_once"}
+    peers = {"loop": "torch_loop", "torch_batched": "torch_batched", "torch_at_once": "torch_at_once"}
     return {
         **{
             f"published{kind}_vs_{label}_h{h}": rate[f"published_core{kind}_h{h}"] / rate[f"published_{peer}_h{h}"]
@@ -137,8 +140,8 @@ def _against_torch(episodes: Episodes, patients: int, turns: int) -> dict[str, f
             for label, peer in peers.items()
             for kind in ("", "_core", "_bf16", "_core_bf16")
         },
-        "carry_bf16_vs_torch_at_once_bf16": rate["carry_bf16_h12"] / rate["carry_at_once_bf16_h12"],
-        "carry_core_bf16_vs_torch_at_once_bf16": rate["carry_core_bf16_h12"] / rate["carry_at_once_bf16_h12"],
+        "carry_bf16_vs_torch_at_once_bf16": rate["carry_bf16_h12"] / rate["carry_torch_at_once_bf16_h12"],
+        "carry_core_bf16_vs_torch_at_once_bf16": rate["carry_core_bf16_h12"] / rate["carry_torch_at_once_bf16_h12"],
         "gemm_fraction_xla": rate["carry_core_h12"] * flops / rate["gemm_xla"],
         "gemm_fraction_best": rate["carry_core_h12"] * flops / max(rate["gemm_xla"], rate["gemm_torch"]),
         "gemm_xla_gflops": rate["gemm_xla"] / 1e9,

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pandas as pd
@@ -176,3 +177,24 @@ def test_names_are_shown_as_they_are():
     with cli.console.capture() as said:
         cli.console.print(shown)
     assert all(text in said.get() for text in ("[/x]", "[early] fluids", "[/]", "[red]"))
+
+
+def _settings(kind, found):
+    """The dataclass `kind` and those in its fields."""
+    found.append(kind)
+    for inner in typing.get_type_hints(kind).values():
+        for one in (inner, *typing.get_args(inner)):
+            if dataclasses.is_dataclass(one) and one not in found:
+                _settings(one, found)
+    return found
+
+
+def test_every_setting_and_flag_has_a_line_of_help():
+    scripts = [path.stem for path in ROOT.glob("*.py") if "class Flags" in path.read_text()]
+    assert {"sweep", "evaluate", "agent_loop"} < set(scripts)
+    flags = [importlib.import_module(name).Flags for name in scripts]
+    for kind in _settings(config.Config, flags):
+        without = [
+            field.name for field in dataclasses.fields(kind) if not re.search(rf"(?m)^ +{field.name}: ", kind.__doc__)
+        ]
+        assert not without, f"{kind.__name__}: the parser of --help reads one name a line"

@@ -54,12 +54,17 @@ class LLMSettings:
       simulation: what it answers: the 'distribution' of many courses, or one 'sample' of the next state, as published.
       rationale: let a prescription say why.
       tool_choice: 'required' makes the server enforce a call; 'auto' leaves it to the model.
-      temperature, top_p, max_tokens: of each answer.
-      simulations: of one decision, at most. malformed: answers without a valid call in one decision, at most.
-      timeout_s: of one try of a request. retries: further tries where the server did not answer, with growing waits.
-      vllm: environment with vLLM, see `make vllm`, for a server of one's own (--serve). tool_parser: vLLM's name of how
-        the model writes calls. max_model_len: tokens of context that it serves; 0 computes what the longest case may
-        need. serve_options: further ones of vLLM's, each word an item.
+      temperature: of each answer.
+      top_p: of each answer, the nucleus.
+      max_tokens: of each answer.
+      simulations: of one decision, at most.
+      malformed: answers without a valid call in one decision, at most.
+      timeout_s: of one try of a request.
+      retries: further tries where the server did not answer, with growing waits.
+      vllm: environment with vLLM, see `make vllm`, for a server of one's own (--serve).
+      tool_parser: vLLM's name of how the model writes calls.
+      max_model_len: tokens of context that it serves; 0 computes what the longest case may need.
+      serve_options: further ones of vLLM's, each word an item.
     """
 
     base_urls: tuple[str, ...] = ("http://127.0.0.1:8000/v1",)

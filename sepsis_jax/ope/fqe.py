@@ -36,8 +36,11 @@ class FQESettings:
     """How values are fitted.
 
     Attributes:
-      hidden: width of the two hidden layers. updates: gradient steps. batch_size: transitions in each.
-      learning_rate: of Adam, falling to 0. follow: share of Q that Q' takes on in an update.
+      hidden: width of the two hidden layers.
+      updates: gradient steps.
+      batch_size: transitions in each.
+      learning_rate: of Adam, falling to 0.
+      follow: share of Q that Q' takes on in an update.
       shrinkage: price of a squared advantage of any action (in SDs of the returns), so that what was hardly ever given
         is worth what its state is worth; 0 lets the network guess (docs/decisions.md).
       doubt: presumed cost of each level that parts an action from what clinicians would choose, in SDs of the returns.

@@ -34,8 +34,10 @@ class ClinicianSettings:
 
     Attributes:
       hidden: width of the two hidden layers.
-      updates: gradient steps, rounded up to twenties. batch_size: decisions in each.
-      learning_rate, weight_decay: of AdamW.
+      updates: gradient steps, rounded up to twenties.
+      batch_size: decisions in each.
+      learning_rate: of AdamW.
+      weight_decay: of AdamW.
       smoothing: share of the uniform distribution mixed into the probabilities, so that none is 0.
     """
 

@@ -42,8 +42,10 @@ class MimicSettings:
 
     Attributes:
       min_age: youngest age (years).
-      culture_to_antibiotic_hours, antibiotic_to_culture_hours: how far the second may follow the first (h).
-      sofa_before_hours, sofa_after_hours: SOFA counts from so long before the suspicion until so long after it (h).
+      culture_to_antibiotic_hours: (h) how far an antibiotic may follow a culture.
+      antibiotic_to_culture_hours: (h) how far a culture may follow an antibiotic.
+      sofa_before_hours: (h) SOFA counts from so long before the suspicion of infection.
+      sofa_after_hours: (h) SOFA counts until so long after it.
       min_sofa: points of the 24-h rolling SOFA that make sepsis (baseline 0).
       onset: `onset_hours` is when SOFA reaches `min_sofa`, or when infection is suspected.
       threads: DuckDB threads; None takes all cores. The result does not depend on it.

@@ -16,12 +16,16 @@ class TrainSettings:
 
     Attributes:
       architecture: 'carry' or 'published'.
-      hidden: GRU width. layers: GRU depth. dropout: rate while training.
+      hidden: GRU width.
+      layers: GRU depth.
+      dropout: rate while training.
       members: networks of the ensemble, trained side by side from different weights and in different orders of stays.
       epochs: passes over the train stays at most.
       patience: a member stops after this many epochs without a better validation loss.
       batch_size: stays in one update of one member, over all devices.
-      learning_rate: peak of the cosine schedule. weight_decay: of AdamW. clip_norm: largest gradient norm.
+      learning_rate: peak of the cosine schedule.
+      weight_decay: of AdamW.
+      clip_norm: largest gradient norm.
       average: decay of the running average of the weights that is validated and kept; 0 keeps the weights themselves.
       precision: of the factors in products of matrices on accelerators; sums, losses and weights stay float32.
       seed: of the weights, the order of stays and dropout.

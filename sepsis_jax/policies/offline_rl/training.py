@@ -28,8 +28,11 @@ class OfflineSettings:
     """How policies are learned.
 
     Attributes:
-      hidden: width of the layers. updates: gradient steps. batch_size: transitions in each.
-      learning_rate: of Adam, falling to 0. follow: share of the network that its slow copy takes on in an update.
+      hidden: width of the layers.
+      updates: gradient steps.
+      batch_size: transitions in each.
+      learning_rate: of Adam, falling to 0.
+      follow: share of the network that its slow copy takes on in an update.
       seeds: how many networks learn side by side; the policy draws one of them at each decision.
       reports: points of a learning curve.
     """
