@@ -7,6 +7,7 @@ was stopped, by a kill too, goes on with --resume. On several hosts, start it on
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import time
 from importlib.metadata import version
@@ -213,6 +214,7 @@ def _numbers(flag: str, text: str) -> list[int]:
 def _announce(plan: Sweep, out: Path) -> None:
     """Sizes and times before the work; InputError where the disk is too small."""
     size, free = sweep.size_bytes(plan), shutil.disk_usage(files.check_writable(out)).free
+    cli.console.print("Compiling, and measuring the speed for five seconds")
     speed = sweep.steps_per_second(plan) * sharding.place()[1]
     rows = {
         "stays": f"{plan.episodes.num_stays:,}",
@@ -221,8 +223,8 @@ def _announce(plan: Sweep, out: Path) -> None:
         "samples (computed)": f"{plan.samples:,} ({plan.simulated:,})",
         "sim-steps": f"{plan.sim_steps():,}",
         "sim-steps a second": f"{speed:,.0f}",
-        "hours": f"{plan.sim_steps() / speed / 3600:.2f}",
-        "store before compression, GB": f"{size / 1e9:.2f}",
+        "time": str(pd.Timedelta(seconds=math.ceil(plan.sim_steps() / speed))),
+        "store before compression, GB": f"{size / 1e9:.3g}",
         "free disk, GB": f"{free / 1e9:.2f}",
     }
     cli.console.print(cli.table(pd.DataFrame({"value": rows}), title="Sweep"))
