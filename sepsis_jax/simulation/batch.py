@@ -21,16 +21,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sepsis_jax.clinical.features import NUM_FEATURES
 from sepsis_jax.dynamics.protocol import History
 from sepsis_jax.errors import InputError
+from sepsis_jax.simulation.arguments import checked_histories, checked_plans, checked_seed, whole
 from sepsis_jax.simulation.block import AXIS
 from sepsis_jax.simulation.compiled import compiled
 from sepsis_jax.simulation.course import Moment, World
 from sepsis_jax.simulation.layout import LARGE_TILE, MOST_SAMPLES, SMALL_TILE, TILE, Job, Layout, in_slots
 from sepsis_jax.simulation.record import Record, Samples
-from sepsis_jax.simulation.rollout import check_levels, pad_plans
+from sepsis_jax.simulation.rollout import pad_plans
 
 BLOCK = 16_384
 """Trajectories in a block."""
-MOST_STEPS = 10_000
+MOST_STEPS, MOST_BLOCK = 10_000, 2**31 - 1
 _SMALL = 2048  # where no more are asked for: a second program, but not a block on every device for one trajectory
 _USUAL_GB = 4.0
 _PROCESS_BYTES, _BYTES = 1.2e9, 5_000  # of a process without blocks; of a trajectory without what is kept of it
@@ -106,23 +107,21 @@ def simulate(
       NumPy arrays of `record`, with leading [B,K].
 
     Raises:
-      InputError: plans that are none, or not of these histories; numbers out of range.
+      InputError: histories, plans or a seed that are none, or do not fit each other; numbers out of range.
     """
-    _check(world, histories, plans, samples, horizon)
+    samples, horizon = whole("samples", samples, MOST_SAMPLES), whole("horizon", horizon, MOST_STEPS)
+    block, seed, histories = whole("block", block, MOST_BLOCK), checked_seed(seed), checked_histories(histories)
+    plans = checked_plans(world, plans, len(histories.length))
     batch, candidates = plans.shape[:2]
     few = batch * candidates * samples <= _SMALL
     block = min(block, _SMALL) if few else block
     tile = SMALL_TILE if few else TILE if _on_cpu() else min(LARGE_TILE, block)
     layout = Layout.of(world.dynamics.members, samples, horizon, block, tile)
-    plans = pad_plans(world, np.asarray(plans, np.int8), horizon, layout.rows).reshape(
-        batch * candidates, layout.rows, 2
-    )
+    plans = pad_plans(world, plans, horizon, layout.rows).reshape(batch * candidates, layout.rows, 2)
     patient = np.repeat(np.arange(batch), candidates)
-    histories = jax.tree.map(np.asarray, histories)
     groups = layout.slots_of_cell(samples)
     mesh = _mesh(1 if few else None)
-    if few:
-        params, policy_params = jax.device_put((params, policy_params), NamedSharding(mesh, PartitionSpec()))
+    params, policy_params = jax.device_put((params, policy_params), NamedSharding(mesh, PartitionSpec()))
     rounds = math.ceil(len(patient) / (layout.slots // groups * mesh.size))
     share, rest = divmod(len(patient), rounds * mesh.size)  # cells of a job, and how many jobs have one more
     bounds = [i * share + min(i, rest) for i in range(rounds * mesh.size + 1)]
@@ -158,22 +157,6 @@ def _mesh(devices: int | None = None) -> Mesh:
 
 def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
-
-
-def _check(world: World, histories: History, plans: Any, samples: int, horizon: int) -> None:
-    for name, number, most in (("samples", samples, MOST_SAMPLES), ("horizon", horizon, MOST_STEPS)):
-        if not (isinstance(number, int | np.integer) and 1 <= number <= most):
-            raise InputError(name, expected=f"a whole number from 1 to {most:,}", found=number)
-    levels, lengths = np.asarray(plans), np.asarray(histories.length)
-    if not lengths.size:
-        raise InputError("histories", expected="at least one", found="none")
-    if levels.ndim != 4 or levels.shape[0] != len(lengths) or not levels.shape[1] or levels.shape[3] != 2:
-        expected = f"[B,K,P,2] for B = {len(lengths)} histories and at least one candidate"
-        raise InputError("plans", expected=expected, found=levels.shape)
-    check_levels(world, levels)
-    if not ((lengths >= 1) & (lengths <= np.shape(histories.obs)[1])).all():
-        expected = f"1 to {np.shape(histories.obs)[1]} observations"
-        raise InputError("histories", field="length", expected=expected, found=f"{lengths.min()} to {lengths.max()}")
 
 
 def _join(leaves: tuple[np.ndarray, ...], batch: int, candidates: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from sepsis_jax.dynamics.patient.cohort import simulate_cohort
 from sepsis_jax.dynamics.protocol import History, history_at, step_noise
 from sepsis_jax.dynamics.worldmodel.model import WorldModel
 from sepsis_jax.errors import InputError
+from sepsis_jax.simulation.arguments import whole
 from sepsis_jax.simulation.course import Course, World, advance, finish, start
 
 ID = "sepsis_jax/Sepsis-v0"
@@ -155,12 +156,11 @@ class SepsisEnv(gymnasium.Env[np.ndarray, np.int64]):
     ) -> None:
         if (world is None) != (params is None):
             raise InputError("SepsisEnv", expected="world and params, or neither", found="one of them")
-        if not (isinstance(max_steps, int) and 1 <= max_steps <= _MOST_STEPS):
-            raise InputError("max_steps", expected=f"a whole number from 1 to {_MOST_STEPS}", found=max_steps)
         if world is None:
             model, params, manifest = WorldModel.from_checkpoint(checkpoints.CARRY)
             world = World(model, manifest.action_bins, PUBLISHED)
-        self._world, self._params, self._max_steps = world, params, max_steps
+        self._world, self._params = world, params
+        self._max_steps = whole("max_steps", max_steps, _MOST_STEPS)
         self._episodes = simulate_cohort(_PATIENTS, seed=_COHORT_SEED)[0] if episodes is None else episodes
         low = np.concatenate([LOW, np.zeros(NUM_MASKED), [0, 0, 0]])
         high = np.concatenate([HIGH, np.ones(NUM_MASKED), [130, 1, 50]])  # as `data.events` accepts them
@@ -175,8 +175,11 @@ class SepsisEnv(gymnasium.Env[np.ndarray, np.int64]):
         """Begin with a stay drawn at random, or with `options={"stay_id": ID}`."""
         super().reset(seed=seed)
         row = int(self.np_random.integers(self._episodes.num_stays))
-        if options and "stay_id" in options:
-            known = np.flatnonzero(np.asarray(self._episodes.stay_id) == options["stay_id"])
+        if unknown := set(options or {}) - {"stay_id"}:
+            raise InputError("options", expected="stay_id", found=", ".join(map(str, sorted(unknown, key=str))))
+        if options:
+            one = np.ndim(options["stay_id"]) == 0
+            known = np.flatnonzero(np.asarray(self._episodes.stay_id) == options["stay_id"]) if one else np.array([])
             if not known.size:
                 raise InputError("options", field="stay_id", expected="a stay", found=options["stay_id"])
             row = int(known[0])
