@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -95,16 +96,15 @@ def test_wider_types_and_lists_are_the_same_request():
         run(seed=jax.random.PRNGKey(7)),
         run(params=jax.device_put(toy_params(), jax.local_devices()[-1])),
     ):
-        jax.tree.map(np.testing.assert_array_equal, usual, other)
+        chex.assert_trees_all_equal(usual, other)
 
 
 def test_small_types_of_large_numbers_do_not_overflow():
-    many = run(samples=np.uint8(200), plans=np.ones((3, 5, 2, 2), np.int8))
-    jax.tree.map(np.testing.assert_array_equal, many, run(samples=200, plans=np.ones((3, 5, 2, 2), np.int8)))
+    plans = np.ones((3, 5, 2, 2), np.int8)
+    many = run(samples=200, plans=plans)
+    chex.assert_trees_all_equal(many, run(samples=np.uint8(200), plans=plans))
     device = jax.device_put(toy_params(), jax.local_devices()[-1])
-    jax.tree.map(
-        np.testing.assert_array_equal, many, run(params=device, samples=200, plans=np.ones((3, 5, 2, 2), np.int8))
-    )
+    chex.assert_trees_all_equal(many, run(params=device, samples=200, plans=plans))
 
 
 def test_an_environment_says_what_it_was_not_asked():
