@@ -29,7 +29,7 @@ from sepsis_jax.simulation.layout import LARGE_TILE, MOST_SAMPLES, SMALL_TILE, T
 from sepsis_jax.simulation.record import Record, Samples
 from sepsis_jax.simulation.rollout import pad_plans
 
-BLOCK = 16_384
+BLOCK = 32_768
 """Trajectories in a block."""
 MOST_STEPS, MOST_BLOCK = 10_000, 2**31 - 1
 _SMALL = 2048  # where no more are asked for: a second program, but not a block on every device for one trajectory
@@ -121,7 +121,7 @@ def simulate(
     patient = np.repeat(np.arange(batch), candidates)
     groups = layout.slots_of_cell(samples)
     mesh = _mesh(1 if few else None)
-    params, policy_params = jax.device_put((params, policy_params), NamedSharding(mesh, PartitionSpec()))
+    params, policy_params = _everywhere(params, mesh), _everywhere(policy_params, mesh)
     rounds = math.ceil(len(patient) / (layout.slots // groups * mesh.size))
     share, rest = divmod(len(patient), rounds * mesh.size)  # cells of a job, and how many jobs have one more
     bounds = [i * share + min(i, rest) for i in range(rounds * mesh.size + 1)]
@@ -129,9 +129,9 @@ def simulate(
     parts = []
     for first in range(0, rounds * mesh.size, mesh.size):
         cells = [slice(bounds[i], bounds[i + 1]) for i in range(first, first + mesh.size)]
-        jobs = [make_job(histories, patient[part], plans[part], samples, horizon) for part in cells]
+        jobs = [make_job(histories, patient[part], plans[part], samples, horizon, seed) for part in cells]
         together = jax.device_put(stack(layout, jobs), NamedSharding(mesh, PartitionSpec(AXIS)))
-        found = run(world, record, layout, mesh, params, policy_params, together, seed)
+        found = run(world, record, layout, mesh, params, policy_params, together)
         for i, part in enumerate(cells):
             if part.start < part.stop:
                 own = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(i))[0], found)  # noqa: B023
@@ -148,7 +148,14 @@ def _places(layout: Layout, cells: int, groups: int) -> np.ndarray:
 
 def on_devices(params: Any) -> Any:
     """The same arrays on every device of this process: calls of `simulate` that are given these need not copy them."""
-    return jax.device_put(params, NamedSharding(_mesh(), PartitionSpec()))
+    return _everywhere(params, _mesh())
+
+
+def _everywhere(params: Any, mesh: Mesh) -> Any:
+    """On every device of a mesh. To ask first is 20 times faster than to put what is there already."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    there = all(getattr(leaf, "sharding", None) == sharding for leaf in jax.tree.leaves(params))
+    return params if there else jax.device_put(params, sharding)
 
 
 def _mesh(devices: int | None = None) -> Mesh:
@@ -164,7 +171,9 @@ def _join(leaves: tuple[np.ndarray, ...], batch: int, candidates: int) -> np.nda
     return joined.reshape(batch, candidates, *joined.shape[1:])
 
 
-def make_job(histories: History, patient: np.ndarray, plans: np.ndarray, samples: int, horizon: int) -> Job:
+def make_job(
+    histories: History, patient: np.ndarray, plans: np.ndarray, samples: int, horizon: int, seed: jax.Array
+) -> Job:
     """The job of some cells: ascending `patient` int[C] rows of `histories`, and their plans int8[C,rows,2].
 
     Its histories, plans and rows are as many as there are; `stack` fills them up.
@@ -177,6 +186,7 @@ def make_job(histories: History, patient: np.ndarray, plans: np.ndarray, samples
         cells=np.int32(len(row)),
         samples=np.int32(samples),
         horizon=np.int32(horizon),
+        seed=np.asarray(jax.random.key_data(seed)),
     )
 
 

@@ -7,7 +7,6 @@ tile that share it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -38,27 +37,22 @@ def run_blocks(
     params: Any,
     policy_params: Any,
     jobs: Job,
-    seed: jax.Array,
 ) -> Any:
     """`_run_block` of one Job a device (leading axis), each at its own pace."""
 
-    def one(jobs: Job, params: Any, policy_params: Any, seed: jax.Array) -> Any:
-        job = jax.tree.map(lambda leaf: leaf[0], jobs)
-        seed = unrolled(seed) if jax.default_backend() == "cpu" else seed
-        found = _run_block(world, record, layout, params, policy_params, job, seed)
+    def one(jobs: Job, params: Any, policy_params: Any) -> Any:
+        found = _run_block(world, record, layout, params, policy_params, jax.tree.map(lambda leaf: leaf[0], jobs))
         return jax.tree.map(lambda leaf: leaf[None], found)
 
-    specs = (PartitionSpec(AXIS), PartitionSpec(), PartitionSpec(), PartitionSpec())
+    specs = (PartitionSpec(AXIS), PartitionSpec(), PartitionSpec())
     divided = jax.shard_map(one, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=False)
-    return divided(jobs, params, policy_params, seed)
+    return divided(jobs, params, policy_params)
 
 
-def _run_block(
-    world: World, record: Record, layout: Layout, params: Any, policy_params: Any, job: Job, seed: jax.Array
-) -> Any:
+def _run_block(world: World, record: Record, layout: Layout, params: Any, policy_params: Any, job: Job) -> Any:
     """What `record` keeps of the steps (leading [rows,N]) and of the ends (leading N) of one block."""
     slots = job.cells * layout.slots_of_cell(job.samples)
-    kept, death_90d, value = _run_tiles(world, record, layout, params, policy_params, job, seed)
+    kept, death_90d, value = _run_tiles(world, record, layout, params, policy_params, job)
 
     def by_slot(leaf: jax.Array) -> jax.Array:
         """[M,T,pieces,chunk,...] -> [N,M,W,...]."""
@@ -85,39 +79,40 @@ def _run_block(
 
 
 def _run_tiles(
-    world: World, record: Record, layout: Layout, params: Any, policy_params: Any, job: Job, seed: jax.Array
+    world: World, record: Record, layout: Layout, params: Any, policy_params: Any, job: Job
 ) -> tuple[Any, jax.Array, jax.Array]:
     """What `_tile` gives, with leading [M,T]; zeros for tiles that nobody asked for."""
     now = jax.vmap(lambda history: history.obs[history.length - 1])(job.histories)
-    pieces = jax.vmap(partial(pieces_of, layout, job))(jnp.arange(layout.tiles))
     tiles = layout.tiles_of(job.cells, job.samples)
 
-    def of_member(member: Any) -> Callable[[Any], Any]:
+    def of_member(member: Any, room: tuple[Course, Any]) -> tuple[Callable[[Any], Any], tuple[Course, Any]]:
+        """What computes a tile of a member, and the starts that it takes, written over `room`."""
         own = world.dynamics.member(params, member)
-        starts = _encode(world, own, policy_params, job)
-        samples = samples_of(layout, jnp.add.outer(pieces.sample, jnp.arange(layout.chunk)), member)
-        asked = pieces.live[:, :, None] & (samples < job.samples)
-        keys = jax.vmap(partial(_keys, layout, job, seed))(pieces, samples)
+        starts = _encode(world, own, policy_params, job, room)
 
         def tile(number: Any) -> Any:
-            own_pieces = jax.tree.map(lambda leaf: leaf[number], pieces)
-            noises = partial(_noise, world, layout, keys[number], own_pieces)
-            run = partial(_tile, world, record, layout, own, policy_params, job, starts, now, own_pieces, noises)
-            return _if_any(asked[number], run)
+            pieces = pieces_of(layout, job, number)
+            samples = samples_of(layout, jnp.add.outer(pieces.sample, jnp.arange(layout.chunk)), member)
+            noises = partial(_noise, world, layout, _keys(job, pieces, samples), pieces)
+            run = partial(_tile, world, record, layout, own, policy_params, job, starts, now, pieces, noises)
+            return _if_any(pieces.live[:, None] & (samples < job.samples), run)
 
-        return tile
+        return tile, starts
 
-    def add_member(member: Any, found: Any) -> Any:
-        tile = of_member(member)
+    def add_member(member: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        found, room = carry
+        tile, starts = of_member(member, room)
 
         def add(number: Any, found: Any) -> Any:
             return jax.tree.map(lambda whole, new: whole.at[member, number].set(new), found, tile(number))
 
-        return jax.lax.fori_loop(0, tiles, add, found)
+        return jax.lax.fori_loop(0, tiles, add, found), starts
 
-    shapes = jax.eval_shape(lambda: of_member(0)(0))
+    read = jax.vmap(partial(_read, world, world.dynamics.member(params, 0), policy_params))
+    room = _blank(read, job.histories)
+    shapes = jax.eval_shape(lambda: of_member(0, room)[0](0))
     empty = jax.tree.map(lambda leaf: jnp.zeros((layout.members, layout.tiles, *leaf.shape), leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, layout.members, add_member, empty)
+    return jax.lax.fori_loop(0, layout.members, add_member, (empty, room))[0]
 
 
 def _tile(
@@ -173,50 +168,41 @@ def _tile(
 
 def _if_any(asked: jax.Array, run: Callable[[], Any]) -> Any:
     """What `run` gives, or zeros where nothing is asked for."""
-    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run))
-    return jax.lax.cond(asked.any(), run, lambda: blank)
+    return jax.lax.cond(asked.any(), run, lambda: _blank(run))
 
 
-def _keys(layout: Layout, job: Job, seed: jax.Array, pieces: Pieces, samples: jax.Array) -> jax.Array:
-    """key[chunk,few*TURNS] of a tile's different noises, from the numbers of its `samples` i32[pieces,chunk]."""
-    first = jnp.resize(pieces.first, (TURNS * _few(layout),))
-    patient = pieces.row[first]
+def _blank(run: Callable[..., Any], *args: Any) -> Any:
+    """Zeros of the shapes that `run` gives."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run, *args))
+
+
+def _keys(job: Job, pieces: Pieces, samples: jax.Array) -> jax.Array:
+    """key[chunk,pieces] of a tile's different noises, from the numbers of its `samples` i32[pieces,chunk]."""
+    seed = jax.random.wrap_key_data(job.seed, impl="threefry2x32")
+    seed = unrolled(seed) if jax.default_backend() == "cpu" else seed
+    patient = pieces.row[pieces.first]
     stay, last = job.histories.stay_id[patient], job.histories.length[patient] - 1
     of_piece = jax.vmap(trajectory_key, (None, None, None, 0))
-    return jax.vmap(of_piece, (None, 0, 0, 0), 1)(seed, stay, last, samples[first])
+    return jax.vmap(of_piece, (None, 0, 0, 0), 1)(seed, stay, last, samples[pieces.first])
 
 
 def _noise(world: World, layout: Layout, keys: jax.Array, pieces: Pieces, index: Any) -> StepNoise:
     """StepNoise with leading [chunk,pieces] of one step: only those that the tile has are drawn."""
     draw = jax.vmap(jax.vmap(lambda key: step_noise(world.dynamics, key, index)))
-    few = _few(layout)
+    few = layout.pieces // TURNS
 
     def turn(number: jax.Array, drawn: StepNoise) -> StepNoise:
         new = draw(jax.lax.dynamic_slice_in_dim(keys, number * few, few, axis=1))
         put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * few, axis=1)
         return jax.tree.map(put, drawn, new)
 
-    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, keys))
-    drawn = jax.lax.fori_loop(0, -(-pieces.noises // few), turn, blank)
+    drawn = jax.lax.fori_loop(0, -(-pieces.noises // few), turn, _blank(draw, keys))
     return jax.tree.map(lambda leaf: leaf[:, pieces.noise], drawn)
 
 
-def _few(layout: Layout) -> int:
-    """Noises that are drawn in a turn."""
-    return math.ceil(layout.pieces / TURNS)
-
-
-def _encode(world: World, own: Any, policy_params: Any, job: Job) -> tuple[Course, Any]:
-    """Course at the decision of each patient, and what `Dynamics.shared` gives for it; rows beyond are not computed.
-
-    Leading [N].
-    """
-
-    @jax.vmap
-    def read(history: History) -> tuple[Course, Any]:
-        course = start(world, own, policy_params, history)
-        return course, world.dynamics.shared(own, course.state)
-
+def _encode(world: World, own: Any, policy_params: Any, job: Job, room: tuple[Course, Any]) -> tuple[Course, Any]:
+    """`_read` of each patient, written over `room` (leading [N]); rows beyond the patients stay as they are."""
+    read = jax.vmap(partial(_read, world, own, policy_params))
     patients = jnp.where(job.cells > 0, job.row[job.cells - 1] + 1, 0)
 
     def some(part: jax.Array, found: Any) -> Any:
@@ -224,6 +210,10 @@ def _encode(world: World, own: Any, policy_params: Any, job: Job) -> tuple[Cours
         new = read(jax.tree.map(lambda leaf: leaf[rows], job.histories))
         return jax.tree.map(lambda whole, new: whole.at[rows].set(new), found, new)
 
-    shapes = jax.eval_shape(read, job.histories)
-    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, -(-patients // _AT_A_TIME), some, empty)
+    return jax.lax.fori_loop(0, -(-patients // _AT_A_TIME), some, room)
+
+
+def _read(world: World, own: Any, policy_params: Any, history: History) -> tuple[Course, Any]:
+    """Course at the decision of one patient, and what `Dynamics.shared` gives for it."""
+    course = start(world, own, policy_params, history)
+    return course, world.dynamics.shared(own, course.state)

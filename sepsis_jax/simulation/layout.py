@@ -20,7 +20,7 @@ TILE, SMALL_TILE, LARGE_TILE = 256, 128, 65_536
 """Trajectories of a member that are computed together: what the cache of a core holds; few; an accelerator."""
 _ROWS = 24  # steps; a horizon beyond needs another program
 TURNS = 8
-"""Pieces of a tile at least, and the most turns in which its noises are drawn."""
+"""Its pieces are a multiple of this, and it is the most turns in which its noises are drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Layout:
         parts = width if unit == _UNITS[0] else math.ceil(width * TURNS / tile)
         chunk = math.ceil(width / parts)
         slots, rows = max(_MOST_SLOTS, block // unit), _ROWS * math.ceil(horizon / _ROWS)
-        return cls(members, slots, parts, chunk, max(TURNS, tile // chunk), rows)
+        return cls(members, slots, parts, chunk, TURNS * max(1, tile // (TURNS * chunk)), rows)
 
     @property
     def width(self) -> int:
@@ -79,7 +79,7 @@ class Job:
     Attributes:
       histories: History with leading N. plans: int8[N,rows,2] of each cell.
       row: i32[N] patient of each cell, ascending. cells: i32[], C: how many of them count; the rest is anything.
-      samples, horizon: i32[].
+      samples, horizon: i32[]. seed: u32[2], data of the run's key.
     """
 
     histories: History
@@ -88,6 +88,7 @@ class Job:
     cells: Any
     samples: Any
     horizon: Any
+    seed: Any
 
 
 @struct.dataclass

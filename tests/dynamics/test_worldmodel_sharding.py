@@ -112,8 +112,10 @@ def test_the_rollout_lowers_for_tpu_and_cuda():
     params = model.init(scaler, Support.plausible(scaler), jax.random.key(0))
     world = World(model, AI_CLINICIAN_BINS, PUBLISHED)
     layout = Layout.of(model.members, samples=16, horizon=2, block=256)
-    job = make_job(history_of(episodes), np.array([0, 0, 1]), np.zeros((3, layout.rows, 2), np.int8), 16, 2)
+    job = make_job(
+        history_of(episodes), np.array([0, 0, 1]), np.zeros((3, layout.rows, 2), np.int8), 16, 2, jax.random.key(0)
+    )
     mesh = Mesh(np.array(jax.devices()[:1]), ("blocks",))
-    run = jax.jit(lambda params, jobs, key: run_blocks(world, Summarize(), layout, mesh, params, None, jobs, key))
-    _, text = exported(run, params, jax.tree.map(jnp.asarray, stack(layout, [job])), jax.random.key(0))
+    run = jax.jit(lambda params, jobs: run_blocks(world, Summarize(), layout, mesh, params, None, jobs))
+    _, text = exported(run, params, jax.tree.map(jnp.asarray, stack(layout, [job])))
     assert_runs_on_accelerators(text)

@@ -46,7 +46,7 @@ def test_tiles_hold_every_sample_once_and_share_noise_between_the_cells_of_a_pat
     layout = Layout.of(members, samples, 1, 4096, tile)
     row = np.repeat(np.arange(len(cells)), cells)[: layout.slots // layout.slots_of_cell(samples)]
     filled = np.pad(row, (0, layout.slots - len(row)), constant_values=77)  # what is beyond is anything
-    job = Job(None, None, filled, np.int32(len(row)), np.int32(samples), np.int32(1))
+    job = Job(None, None, filled, np.int32(len(row)), np.int32(samples), np.int32(1), None)
     seen: collections.Counter[tuple[int, int]] = collections.Counter()
     tiles = layout.tiles_of(len(row), samples)
     assert tiles <= layout.tiles
