@@ -29,7 +29,7 @@ from sepsis_jax.simulation.layout import LARGE_TILE, MOST_SAMPLES, SMALL_TILE, T
 from sepsis_jax.simulation.record import Record, Samples
 from sepsis_jax.simulation.rollout import pad_plans
 
-BLOCK = 32_768
+BLOCK = 16_384
 """Trajectories in a block."""
 MOST_STEPS, MOST_BLOCK = 10_000, 2**31 - 1
 _SMALL = 2048  # where no more are asked for: a second program, but not a block on every device for one trajectory
