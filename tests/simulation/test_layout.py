@@ -30,6 +30,7 @@ def test_a_layout_has_room_for_every_sample_and_keeps_tiles_small(members, sampl
     assert groups <= layout.slots
     assert layout.chunk * layout.pieces <= max(tile, TURNS * layout.chunk)
     assert layout.pieces * layout.tiles >= layout.parts * layout.slots
+    assert layout.pieces % TURNS == 0  # so that turns of noise fill a tile, and go no further
     assert layout.rows >= horizon
     # What is computed beyond the 16, 256 or 4,096 samples of a slot is less than one sample a part and member.
     unit = next(unit for unit in (16, 256, 4096) if samples <= unit * 16)
